@@ -1,0 +1,33 @@
+# make demo | make test | make lint | make clean
+# PIP_OPTIONS goes to every pip call. A laptop without an NVIDIA card saves gigabytes with the CPU wheel of torch:
+#   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+VENV ?= .venv
+PIP_OPTIONS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/wireframe demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("wireframe needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge,test]"
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,7 @@
+"""``python -m wireframe``."""
+
+import sys
+
+from wireframe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,35 @@
+"""Errors that name what is wrong with the user's input and how to mend it, in one line."""
+
+from __future__ import annotations
+
+
+class WireframeError(Exception):
+    """Base of every error this package raises about its input; ``str(error)`` is one line."""
+
+
+class SceneError(WireframeError, ValueError):
+    """A raw scene cannot be used."""
+
+
+class ShardError(WireframeError, ValueError):
+    """A tar or Parquet file cannot be read or written."""
+
+
+class SampleError(WireframeError, ValueError):
+    """A sampled row does not hold the arrays of a sampled scene."""
+
+
+class CheckpointError(WireframeError, ValueError):
+    """A checkpoint does not fit the model, or is not safe to read."""
+
+
+class ConfigError(WireframeError, ValueError):
+    """A configuration holds an unknown key or an impossible value."""
+
+
+class ScoreError(WireframeError, ValueError):
+    """A wireframe cannot be scored."""
+
+
+class MissingPackageError(WireframeError, ImportError):
+    """An optional package is needed for this call and is not installed."""

@@ -1,0 +1,76 @@
+"""The whole chain for one scene: raw row -> fusion -> sampling -> Perceiver -> segments -> graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wireframe.fusion import fuse_views
+from wireframe.graph import GraphConfig, Wireframe, segments_to_wireframe
+from wireframe.perceiver import Perceiver
+from wireframe.sampling import SampledScene, sample_points
+from wireframe.scene import read_scene
+from wireframe.segments import denormalise
+
+# The arrays of a sampled row that the model reads.
+MODEL_INPUTS = ("xyz_norm", "class_id", "source", "mask", "behind", "n_views_voted", "vote_frac")
+
+
+class SceneSegments(NamedTuple):
+    """segments: float32 [S, 2, 3] world metres; probability: float32 [S], the sigmoid of the confidence logits."""
+
+    segments: np.ndarray
+    probability: np.ndarray
+
+
+def predict_wireframe(
+    row: Mapping, model: Perceiver, *, threshold: float | None = None, graph: GraphConfig = GraphConfig()
+) -> Wireframe:
+    """The wireframe of a raw scene.
+
+    Args:
+        row: a raw row, as ``read_scene`` takes it.
+        model: in eval mode; the scene is sampled to ``model.config.num_points`` points.
+        threshold: segments whose confidence is above it count; default ``graph.confidence``.
+        graph: merge and snap settings.
+
+    Returns:
+        Wireframe(vertices float32 [V, 3] world metres, edges int64 [E, 2]); the empty solution where nothing is found.
+
+    Raises:
+        SceneError: the row cannot be used.
+    """
+    sample = sample_points(fuse_views(read_scene(row)), model.config.num_points)
+    return wireframe_of(predict_segments(sample, model), sample, threshold=threshold, graph=graph)
+
+
+def predict_segments(sample: SampledScene, model: Perceiver) -> SceneSegments:
+    """All segments of one sampled scene with their probabilities; none where the scene has no points."""
+    if not sample.mask.any():
+        return SceneSegments(np.zeros((0, 2, 3), np.float32), np.zeros(0, np.float32))
+    device = next(model.parameters()).device
+    # One scene at a time: its bits then cannot depend on its neighbours in a batch.
+    with torch.inference_mode():
+        prediction = model({name: tensor.to(device) for name, tensor in model_inputs([sample]).items()})
+    segments = denormalise(
+        prediction.segments[0].cpu(), torch.from_numpy(np.array(sample.center)), torch.tensor(float(sample.scale))
+    )
+    return SceneSegments(segments.numpy(), prediction.conf[0].sigmoid().cpu().numpy())
+
+
+def wireframe_of(
+    found: SceneSegments, sample: SampledScene, *, threshold: float | None = None, graph: GraphConfig = GraphConfig()
+) -> Wireframe:
+    """The graph of the segments above the threshold (default ``graph.confidence``)."""
+    confident = found.probability > (graph.confidence if threshold is None else threshold)
+    points, class_id = sample.world_points()
+    return segments_to_wireframe(found.segments[confident], points, class_id, graph)
+
+
+def model_inputs(samples: list[SampledScene]) -> dict[str, Tensor]:
+    """The model's batch: name -> tensor [B, T, ...] of sampled scenes with one number of points."""
+    return {name: torch.from_numpy(np.stack([getattr(s, name) for s in samples])) for name in MODEL_INPUTS}

@@ -1,0 +1,7 @@
+"""Tars of raw scenes."""
+
+from __future__ import annotations
+
+from wireframe.shard_writer import ShardWriter
+
+__all__ = ["ShardWriter"]

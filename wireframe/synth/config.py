@@ -1,0 +1,115 @@
+"""Everything that makes a synthetic scene easy or hard, in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from wireframe.errors import ConfigError
+
+ROOF_TYPES = ("gable", "hip", "l_shaped", "cross_gable", "shed", "flat")
+
+# Pixel sizes are stated for this image width and scale with the real one.
+_REFERENCE_WIDTH = 768
+
+
+@dataclass(frozen=True)
+class SynthConfig:
+    """Size and difficulty of synthetic scenes; lengths in metres, pixel sizes for an image 768 wide.
+
+    ``*_range`` are inclusive (low, high) bounds, ``*_prob`` and ``*_share`` lie in [0, 1], ``*_sigma`` are standard
+    deviations. The same values, seed and index give the same scene.
+
+    Raises:
+        ConfigError: a value that no scene can be made with.
+    """
+
+    width: int = 768
+    height: int = 576
+    views_range: tuple[int, int] = (4, 12)
+    pose_only_prob: float = 0.15
+
+    # The building.
+    roof_types: tuple[str, ...] = ROOF_TYPES
+    roof_weights: tuple[float, ...] = (0.26, 0.22, 0.2, 0.2, 0.06, 0.06)
+    two_storey_prob: float = 0.45
+    garage_prob: float = 0.5
+    porch_prob: float = 0.3
+    pitch_range: tuple[float, float] = (0.35, 0.95)
+    min_vertex_distance: float = 0.9
+    truth_sigma: float = 0.0
+
+    # The cameras: eye level or lifted on a pole or drone; distance as a multiple of what fits the house.
+    eye_level_share: float = 0.5
+    lifted_height_range: tuple[float, float] = (3.0, 10.0)
+    focal_range: tuple[float, float] = (0.7, 1.1)
+    distance_range: tuple[float, float] = (0.75, 1.15)
+    aim_sigma: float = 0.4
+    roll_sigma: float = 0.02
+
+    # What stands in front of the house.
+    trees_range: tuple[int, int] = (0, 4)
+    bushes_range: tuple[int, int] = (0, 5)
+    fence_prob: float = 0.25
+
+    # The label maps.
+    stroke_px: float = 6.0
+    corner_px: float = 6.0
+    stroke_drop_prob: float = 0.03
+    corner_drop_prob: float = 0.05
+
+    # Monocular depth.
+    depth_missing_prob: float = 0.42
+    depth_none_prob: float = 0.05
+    depth_scale_range: tuple[float, float] = (1.1, 1.3)
+    depth_unscaled_prob: float = 0.25
+    depth_sigma: float = 0.015
+    depth_far: float = 60.0
+    sky_is_zero_prob: float = 0.5
+
+    # The COLMAP reconstruction.
+    colmap_points: int = 40000
+    colmap_sigma: float = 0.03
+    colmap_edge_share: float = 0.3
+    colmap_background_share: float = 0.25
+    colmap_outlier_share: float = 0.02
+    colmap_pixel_sigma: float = 0.4
+    track_drop_prob: float = 0.3
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith(("_prob", "_share")) and not 0 <= value <= 1:
+                raise ConfigError(f"{field.name} is {value}: give a number from 0 to 1")
+            if field.name.endswith("_range") and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+                raise ConfigError(f"{field.name} is {value}: give (low, high) with 0 <= low <= high")
+            if field.name.endswith(("_sigma", "_px")) and not value >= 0:
+                raise ConfigError(f"{field.name} is {value}: give a number >= 0")
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        if not 32 <= self.width <= 8192 or not 32 <= self.height <= 8192:
+            raise ConfigError(f"image size {self.width} x {self.height}: both sides must be from 32 to 8192")
+        if self.views_range[0] < 2 or self.views_range[1] > 99:
+            raise ConfigError(f"views_range is {self.views_range}: COLMAP tracks need 2 views, names hold 99")
+        unknown = [name for name in self.roof_types if name not in ROOF_TYPES]
+        if unknown or not self.roof_types:
+            raise ConfigError(f"roof_types is {self.roof_types}: choose from {', '.join(ROOF_TYPES)}")
+        if len(self.roof_weights) != len(self.roof_types) or not sum(self.roof_weights) > 0:
+            raise ConfigError(f"roof_weights has {len(self.roof_weights)} values for {len(self.roof_types)} roof_types")
+        if self.colmap_points < 0 or self.focal_range[0] <= 0 or self.distance_range[0] <= 0:
+            raise ConfigError("colmap_points must be >= 0, focal_range and distance_range > 0")
+
+    @classmethod
+    def training(cls, **changes: object) -> SynthConfig:
+        """The small preset (320 x 240, 8,000 COLMAP points) that a training run can make as it goes."""
+        return cls(**{"width": 320, "height": 240, "colmap_points": 8000, **changes})
+
+    @classmethod
+    def only(cls, roof_type: str, **changes: object) -> SynthConfig:
+        """The default preset with one roof type."""
+        return cls(**{"roof_types": (roof_type,), "roof_weights": (1.0,), **changes})
+
+    def pixels(self, size: float) -> float:
+        """A size stated for the reference width, in pixels of this width."""
+        return size * self.width / _REFERENCE_WIDTH

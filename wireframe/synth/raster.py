@@ -1,0 +1,147 @@
+"""A small z-buffer rasteriser: convex planar polygons and ellipsoids, pixel centres at integer coordinates.
+
+The inverse depth of a plane is affine in the pixel coordinates, so a polygon costs a few half-plane tests and one
+affine map over its bounding box.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wireframe.synth.cameras import Camera
+
+_NEAR = 0.2
+EMPTY = -1
+
+
+class Raster:
+    """The nearest surface per pixel: ``inverse_z`` float32 [H, W] (0 = nothing), ``ident`` int16 [H, W]."""
+
+    def __init__(self, camera: Camera, width: int, height: int) -> None:
+        self.camera = camera
+        self.inverse_z = np.zeros((height, width), dtype=np.float32)
+        self.ident = np.full((height, width), EMPTY, dtype=np.int16)
+        self._u = np.arange(width, dtype=np.float64)
+        self._v = np.arange(height, dtype=np.float64)
+
+    def copy(self) -> Raster:
+        """An independent raster with the same content."""
+        other = Raster(self.camera, self.inverse_z.shape[1], self.inverse_z.shape[0])
+        other.inverse_z[:] = self.inverse_z
+        other.ident[:] = self.ident
+        return other
+
+    def polygon(self, points: np.ndarray, ident: int) -> None:
+        """Draws a convex planar polygon, world [n, 3]."""
+        camera_points = _clip_near(self.camera.to_camera(points))
+        if len(camera_points) < 3:
+            return
+        affine = self._affine(camera_points)
+        K = self.camera.K.astype(np.float64)
+        u = K[0, 0] * (camera_points[:, 0] / camera_points[:, 2]) + K[0, 2]
+        v = K[1, 1] * (camera_points[:, 1] / camera_points[:, 2]) + K[1, 2]
+        box = self._box(u.min(), u.max(), v.min(), v.max())
+        if affine is None or box is None:
+            return
+        rows, cols = box
+        covered = _covered(u, v, self._u[cols], self._v[rows])
+        if covered is None:
+            return
+        gu, gv, g0 = affine
+        inverse = (gu * self._u[cols]).astype(np.float32)[None, :] + (gv * self._v[rows] + g0).astype(np.float32)[:, None]
+        self._keep(rows, cols, covered, inverse, ident)
+
+    def ground(self, far: float, ident: int) -> None:
+        """Draws the plane y = 0 out to depth ``far``."""
+        normal, point = self.camera.R[:, 1].astype(np.float64), self.camera.t.astype(np.float64)
+        gu, gv, g0 = self._plane_affine(normal, (normal * point).sum())
+        rows, cols = slice(0, len(self._v)), slice(0, len(self._u))
+        inverse = (gu * self._u).astype(np.float32)[None, :] + (gv * self._v + g0).astype(np.float32)[:, None]
+        self._keep(rows, cols, inverse > 1.0 / far, inverse, ident)
+
+    def ellipsoid(self, centre: np.ndarray, radii: np.ndarray, ident: int) -> None:
+        """Draws an ellipsoid with world axes: centre, radii [3]. The camera must be outside."""
+        c = self.camera.to_camera(centre[None])[0]
+        largest = float(radii.max())
+        if c[2] - largest < _NEAR:
+            return
+        K, R = self.camera.K.astype(np.float64), self.camera.R.astype(np.float64)
+        around = [c[:2] + sign * largest for sign in (-1, 1)]
+        reach = np.array([[p / z for p in side for z in (c[2] - largest, c[2] + largest)] for side in around])
+        u = K[0, 0] * reach[:, :2] + K[0, 2]
+        v = K[1, 1] * reach[:, 2:] + K[1, 2]
+        box = self._box(u.min(), u.max(), v.min(), v.max())
+        if box is None:
+            return
+        rows, cols = box
+        # Rays and centre in world axes divided by the radii, where the ellipsoid is a unit sphere.
+        x = ((self._u[cols] - K[0, 2]) / K[0, 0])[None, :]
+        y = ((self._v[rows] - K[1, 2]) / K[1, 1])[:, None]
+        ray = [((R[0, i] * x + R[2, i]) + R[1, i] * y) / radii[i] for i in range(3)]
+        middle = [((R[0, i] * c[0] + R[1, i] * c[1]) + R[2, i] * c[2]) / radii[i] for i in range(3)]
+        aa = (ray[0] * ray[0] + ray[1] * ray[1]) + ray[2] * ray[2]
+        ab = (ray[0] * middle[0] + ray[1] * middle[1]) + ray[2] * middle[2]
+        bb = (middle[0] ** 2 + middle[1] ** 2) + middle[2] ** 2 - 1.0
+        root = ab * ab - aa * bb
+        hit = root > 0
+        z = (ab - np.sqrt(np.maximum(root, 0))) / aa
+        inverse = (1.0 / np.maximum(z, 1e-6)).astype(np.float32)
+        self._keep(rows, cols, hit & (z > _NEAR), inverse, ident)
+
+    def _keep(self, rows: slice, cols: slice, covered: np.ndarray, inverse: np.ndarray, ident: int) -> None:
+        nearest = self.inverse_z[rows, cols]
+        covered &= inverse > nearest
+        np.copyto(nearest, inverse, where=covered)
+        np.copyto(self.ident[rows, cols], np.int16(ident), where=covered)
+
+    def _box(self, u0: float, u1: float, v0: float, v1: float) -> tuple[slice, slice] | None:
+        height, width = self.ident.shape
+        left, right = max(0, int(np.ceil(max(u0, -1.0)))), min(width - 1, int(np.floor(min(u1, width))))
+        top, bottom = max(0, int(np.ceil(max(v0, -1.0)))), min(height - 1, int(np.floor(min(v1, height))))
+        if left > right or top > bottom:
+            return None
+        return slice(top, bottom + 1), slice(left, right + 1)
+
+    def _affine(self, points: np.ndarray) -> tuple[float, float, float] | None:
+        after = np.concatenate([points[1:], points[:1]])
+        gap, total = points - after, points + after
+        normal = np.array([(gap[:, (k + 1) % 3] * total[:, (k + 2) % 3]).sum() for k in range(3)])
+        distance = float((normal * points.mean(axis=0)).sum())
+        # Seen exactly edge-on, a polygon covers no pixel.
+        if abs(distance) < 1e-9:
+            return None
+        return self._plane_affine(normal, distance)
+
+    def _plane_affine(self, normal: np.ndarray, distance: float) -> tuple[float, float, float]:
+        """(g_u, g_v, g_0) with 1 / z = g_u u + g_v v + g_0 on the plane normal . X = distance."""
+        K = self.camera.K.astype(np.float64)
+        gu, gv = normal[0] / (K[0, 0] * distance), normal[1] / (K[1, 1] * distance)
+        return gu, gv, normal[2] / distance - gu * K[0, 2] - gv * K[1, 2]
+
+
+def _clip_near(points: np.ndarray) -> np.ndarray:
+    """The part of a convex polygon [n, 3] (camera) with z >= near."""
+    if (points[:, 2] >= _NEAR).all():
+        return points
+    kept = []
+    for p, q in zip(points, np.concatenate([points[1:], points[:1]])):
+        if p[2] >= _NEAR:
+            kept.append(p)
+        if (p[2] >= _NEAR) != (q[2] >= _NEAR):
+            kept.append(p + (_NEAR - p[2]) / (q[2] - p[2]) * (q - p))
+    return np.array(kept).reshape(-1, 3)
+
+
+def _covered(u: np.ndarray, v: np.ndarray, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+    """Pixels [rows, cols] on or inside a convex polygon with image corners (u, v) [n]; None for zero area."""
+    u1, v1 = np.roll(u, -1), np.roll(v, -1)
+    area = (u * v1 - u1 * v).sum()
+    if abs(area) < 1e-9:
+        return None
+    turn = 1.0 if area > 0 else -1.0
+    covered = None
+    for a0, b0, a1, b1 in zip(u, v, u1, v1):
+        along, across = turn * (a1 - a0), turn * (b1 - b0)
+        side = (along * (rows - b0))[:, None] >= (across * (cols - a0))[None, :]
+        covered = side if covered is None else covered & side
+    return covered
