@@ -35,11 +35,9 @@ def sinkhorn(
 
     Args:
         cost: [B, N, M], any floating dtype; the computation is in float32 (float64 for float64).
-        col_mask: bool [B, M], True = real column. M = 0 and no real column at all are fine: all mass is in the
-            dustbin, gradients are finite.
-        eps: entropic regularisation, in units of cost.
+        col_mask: bool [B, M], True = real column. Without one (M = 0 too) all mass is in the dustbin.
+        eps, dustbin: entropic regularisation, and the cost of staying unmatched, in units of cost.
         iters: number of iterations.
-        dustbin: cost of leaving a row or a column unmatched.
         impl: "auto", "reference", "native" or "triton".
 
     Returns:

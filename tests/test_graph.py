@@ -101,7 +101,12 @@ def test_later_passes_work_on_plain_means_of_the_clusters():
 
 def test_merging_drops_self_loops_and_repeated_edges():
     result = wireframe_of(
-        [[[0, 0, 0], [4, 0, 0]], [[4.05, 0, 0], [0, 0.05, 0]], [[0, 0, 0], [0.1, 0, 0]], [[0, 0, 0], [0, 0, 4]]]
+        [
+            [[0, 0, 0], [4, 0, 0]],
+            [[4.05, 0, 0], [0, 0.05, 0]],
+            [[0, 0, 0], [0.1, 0, 0]],
+            [[0, 0, 0], [0, 0, 4]],
+        ]
     )
     assert_valid(result)
     assert len(result.vertices) == 3 and len(result.edges) == 2
@@ -131,8 +136,9 @@ def test_segments_that_are_not_finite_are_dropped_and_the_rest_kept():
 
 
 def test_a_vertex_moves_to_the_mean_of_two_corner_points_nearby():
-    points = np.float32([[0.2, 0, 0], [0, 0.4, 0], [3, 0, 0], [9, 0, 0]]), np.array([APEX, EAVE_END, APEX, APEX])
-    result = wireframe_of([[[0, 0, 0], [4, 0, 0]]], points, GraphConfig(horizontal_max_slope=0.0))
+    points = np.float32([[0.2, 0, 0], [0, 0.4, 0], [3, 0, 0], [9, 0, 0]])
+    classes = np.array([APEX, EAVE_END, APEX, APEX])
+    result = wireframe_of([[[0, 0, 0], [4, 0, 0]]], (points, classes), GraphConfig(horizontal_max_slope=0.0))
     np.testing.assert_allclose(result.vertices, [[0.1, 0.2, 0], [4, 0, 0]], atol=1e-6)
 
 

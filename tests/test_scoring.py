@@ -151,7 +151,8 @@ def test_a_script_without_a_main_guard_scores_like_this_process(tmp_path):
     truth = house()
     script = tmp_path / "unguarded.py"
     root = str(Path(__file__).resolve().parent.parent)
-    script.write_text(UNGUARDED.format(root=root, vertices=truth.vertices.tolist(), edges=truth.edges.tolist()))
+    values = {"vertices": truth.vertices.tolist(), "edges": truth.edges.tolist()}
+    script.write_text(UNGUARDED.format(root=root, **values))
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     expected = [f"{tuple(score(house(shift=shift), truth))!r} None" for shift in (0.0, 0.25, 0.5)]
     assert run.stdout.splitlines() == ["started", *expected, "[(1, 3), (2, 3), (3, 3)] False"], run.stderr
@@ -231,7 +232,8 @@ def test_a_summary_counts_failures_as_zero_and_brackets_the_mean():
     outcomes += [Outcome(ZERO, "timed out"), Outcome(ZERO, "crashed (signal 11)")]
     summary = summarise(outcomes)
     mean = np.mean([outcome.score.hss for outcome in outcomes])
-    assert summary["scenes"] == 100 and summary["f1"] == pytest.approx(0.49) and summary["iou"] == pytest.approx(0.245)
+    assert summary["scenes"] == 100
+    assert summary["f1"] == pytest.approx(0.49) and summary["iou"] == pytest.approx(0.245)
     assert summary["hss"] == pytest.approx(mean)
     spread = 1.96 * np.std([outcome.score.hss for outcome in outcomes]) / 10
     assert summary["hss_low"] == pytest.approx(mean - spread, abs=0.01)

@@ -6,11 +6,15 @@ import dataclasses
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 from wireframe.errors import ConfigError
 from wireframe.graph import GraphConfig
 from wireframe.perceiver import PerceiverConfig
+
+# The published recipe.
+BASE_CONFIG = Path(__file__).parent / "configs" / "base.json"
 
 
 @dataclasses.dataclass(frozen=True)

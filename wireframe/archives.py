@@ -36,7 +36,8 @@ def open_zip(data: bytes, max_members: int = MAX_MEMBERS) -> tuple[zipfile.ZipFi
         archive = zipfile.ZipFile(io.BytesIO(data))
     except Exception as error:  # zipfile lets struct, Unicode and offset errors out on hostile directories.
         raise ArchiveError(f"not a readable ZIP ({one_line(error)})") from None
-    infos = [info for info in archive.infolist() if not info.is_dir()]
+    # Not is_dir(), which fails on a member without a name.
+    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     if len(infos) > max_members:
         raise ArchiveError(f"ZIP with more than {max_members} members")
     names = [info.filename for info in infos]

@@ -122,9 +122,7 @@ def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | No
         CheckpointError: the sizes contradict one another, or ``args`` names a variant that is not this model.
     """
     args = args or {}
-    for key, value in _FIXED_ARGS.items():
-        if key in args and args[key] != value:
-            raise CheckpointError(f"checkpoint was trained with {key}={args[key]!r:.60}; only {value!r} is supported")
+    _refuse_variants(args)
     default = PerceiverConfig()
 
     def size(name: str, axis: int, fallback: int) -> int:
@@ -132,6 +130,10 @@ def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | No
         return tensor.shape[axis] if tensor is not None and tensor.dim() > axis else fallback
 
     layer = "segmenter.latent_layers.0"
+
+    def kv_heads(block: str, fallback: int) -> int:
+        return size(f"{layer}.{block}.attn.k_proj.weight", 0, fallback * head_dim) // head_dim
+
     hidden = size("segmenter.latent_embed.weight", 1, default.hidden)
     scale = state.get(f"{layer}.self_attn.attn.log_scale")
     heads = scale.numel() if scale is not None and scale.numel() else default.num_heads
@@ -147,14 +149,20 @@ def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | No
             decoder_layers=_count_layers(state, "decoder_layers") or default.decoder_layers,
             cross_attn_interval=_interval(state, latent_layers, args.get("cross_attn_interval")),
             num_heads=heads,
-            kv_heads_cross=size(f"{layer}.cross.attn.k_proj.weight", 0, default.kv_heads_cross * head_dim) // head_dim,
-            kv_heads_self=size(f"{layer}.self_attn.attn.k_proj.weight", 0, default.kv_heads_self * head_dim) // head_dim,
+            kv_heads_cross=kv_heads("cross", default.kv_heads_cross),
+            kv_heads_self=kv_heads("self_attn", default.kv_heads_self),
             dropout=dropout if type(dropout) in (int, float) else default.dropout,
             segments=size("segmenter.query_embed.weight", 0, default.segments),
             behind_emb_dim=size("tokenizer.behind_emb.weight", 1, default.behind_emb_dim),
         )
     except ConfigError as error:
         raise CheckpointError(f"checkpoint does not describe this model: {error}") from error
+
+
+def _refuse_variants(args: Mapping[str, object]) -> None:
+    for key, value in _FIXED_ARGS.items():
+        if key in args and args[key] != value:
+            raise CheckpointError(f"checkpoint was trained with {key}={args[key]!r:.60}; only {value!r} is supported")
 
 
 def _indices(state: Mapping[str, Tensor], pattern: str) -> set[int]:

@@ -1,16 +1,17 @@
 """From segments to a wireframe: merge, snap, level (S23DR 2026 baseline, post-processing).
 
 1. Each segment gives two vertices and an edge.
-2. Vertices are merged by single linkage in passes of widening threshold. A pass links vertices at most its threshold
-   apart and replaces each connected cluster by the plain mean of the vertices the pass started from (the means of the
-   pass before), however many endpoints stand behind each of them.
+2. Vertices are merged by single linkage in passes of widening threshold. A pass links vertices at most its
+   threshold apart and replaces each connected cluster by the plain mean of the vertices the pass started from
+   (the means of the pass before), however many endpoints stand behind each of them.
 3. A vertex with enough points of a corner class nearby moves to their mean.
-4. Nearly horizontal edges become horizontal. Which edges are is decided before anything moves, and vertices that
-   such edges connect share the mean of their heights, so the result does not depend on the order of the edges.
+4. Nearly horizontal edges become horizontal. Which edges are is decided before anything moves, and vertices
+   that such edges connect share the mean of their heights, so the result does not depend on the order of the
+   edges.
 5. Vertices that coincide become one, self-loops, repeated edges and vertices without an edge are dropped.
 
-Everything is float64 inside and summed in one canonical order (ascending x, y, z): the result has the same bits
-whatever the order of the segments, of their endpoints and of the points.
+Everything is float64 inside and summed in one canonical order (ascending x, y, z): the result has the same
+bits whatever the order of the segments, of their endpoints and of the points.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from wireframe.errors import ConfigError
 
 
 class Wireframe(NamedTuple):
-    """A graph in space: ``vertices`` float32 [V, 3], world metres, y up; ``edges`` int64 [E, 2], ids of vertices."""
+    """``vertices`` float32 [V, 3], world metres, y up; ``edges`` int64 [E, 2], ids of vertices."""
 
     vertices: np.ndarray
     edges: np.ndarray
 
 
 def empty_wireframe() -> Wireframe:
-    """The smallest valid solution, used where nothing is found: two vertices at the origin and the edge (0, 1)."""
+    """The solution where nothing is found: two vertices at the origin and the edge (0, 1)."""
     return Wireframe(np.zeros((2, 3), dtype=np.float32), np.array([[0, 1]], dtype=np.int64))
 
 
@@ -74,7 +75,7 @@ class GraphConfig:
         if not _is_number(self.confidence) or not 0.0 <= self.confidence <= 1.0:
             raise ConfigError(f"graph.confidence must be a probability from 0 to 1, not {self.confidence!r}")
         if type(self.snap_min_points) is not int or self.snap_min_points < 1:
-            raise ConfigError(f"graph.snap_min_points must be a whole number above 0, not {self.snap_min_points!r}")
+            raise ConfigError(f"graph.snap_min_points must be a count above 0, got {self.snap_min_points!r}")
         for value in self.snap_classes:
             if value not in POINT_CLASSES:
                 raise ConfigError(f"graph.snap_classes: {value!r} is none of {', '.join(POINT_CLASSES)}")
@@ -113,7 +114,8 @@ def segments_to_wireframe(
     """The wireframe of the segments that were confident enough (S23DR 2026 baseline, post-processing).
 
     Args:
-        segments: float [S, 2, 3], endpoints in world metres; those with a coordinate that is not finite are dropped.
+        segments: float [S, 2, 3], endpoints in world metres; those with a coordinate that is not finite are
+        dropped.
         points: float [P, 3], world metres, without padding.
         class_id: integer [P], positions in ``classes.POINT_CLASSES``.
 
@@ -128,7 +130,7 @@ def segments_to_wireframe(
     points = _as_float32("points", points, (None, 3))
     class_id = np.asarray(class_id)
     if class_id.shape != points.shape[:1]:
-        raise ValueError(f"class_id must have shape [{len(points)}], one per point, not {list(class_id.shape)}")
+        raise ValueError(f"class_id must have shape [{len(points)}] like points, not {list(class_id.shape)}")
     segments = segments[np.isfinite(segments).all(axis=(1, 2))]
     vertices, edges = _split(segments)
     vertices, edges = merge_vertices(vertices, edges, config.merge_thresholds)
@@ -154,8 +156,8 @@ def merge_vertices(
         thresholds: metres; vertices at most this far apart (inclusive) are linked.
 
     Returns:
-        Vertices float64 [V', 3], in the order of the first vertex of each cluster, also those that lost their last
-        edge; edges int64 [E', 2], i < j, ascending, each once, no self-loops.
+        Vertices float64 [V', 3], in the order of the first vertex of each cluster, also those that lost their
+        last edge; edges int64 [E', 2], i < j, ascending, each once, no self-loops.
     """
     vertices = np.asarray(vertices, dtype=np.float64)
     edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
@@ -204,7 +206,7 @@ def _near(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _components(linked: np.ndarray) -> np.ndarray:
-    """The smallest member of each vertex's connected component; linked: bool [V, V], symmetric, True diagonal."""
+    """The smallest member of each vertex's component; linked: bool [V, V], symmetric, its diagonal True."""
     count = len(linked)
     if count == 0:
         return np.zeros(0, dtype=np.int64)

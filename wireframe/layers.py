@@ -13,12 +13,26 @@ from torch import Tensor, nn
 
 from wireframe.kernels import ops
 
-# Of nn.RMSNorm for float32; stated because its default follows the dtype of the input.
+# The default of nn.RMSNorm for float32; stated because that default follows the dtype of the input.
 NORM_EPS = 1.1920928955078125e-07
 
 
-def rms_norm(width: int) -> nn.RMSNorm:
-    return nn.RMSNorm(width, eps=NORM_EPS)
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight in the dtype of the weight (float32 under autocast)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class Table(nn.Embedding):
+    """An embedding table N(0, 1); on the meta device it draws nothing (there normal_ costs a second of imports)."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class QKNormAttention(nn.Module):
@@ -52,7 +66,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, hidden: int, num_heads: int, kv_heads: int, dropout: float) -> None:
         super().__init__()
-        self.norm = rms_norm(hidden)
+        self.norm = RMSNorm(hidden)
         self.attn = QKNormAttention(hidden, num_heads, kv_heads)
         self.dropout = nn.Dropout(dropout)
 
@@ -80,7 +94,7 @@ class FeedForwardBlock(nn.Module):
 
     def __init__(self, hidden: int, ff: int, dropout: float) -> None:
         super().__init__()
-        self.norm = rms_norm(hidden)
+        self.norm = RMSNorm(hidden)
         self.ffn = FeedForward(hidden, ff)
         self.dropout = nn.Dropout(dropout)
 
@@ -92,7 +106,8 @@ class Layer(nn.Module):
     """Cross-attention to a memory (where ``cross``), self-attention, feed-forward."""
 
     def __init__(
-        self, hidden: int, ff: int, num_heads: int, kv_heads_cross: int, kv_heads_self: int, dropout: float, *, cross: bool
+        self, hidden: int, ff: int, num_heads: int, kv_heads_cross: int, kv_heads_self: int, dropout: float, *,
+        cross: bool,
     ) -> None:
         super().__init__()
         self.cross = AttentionBlock(hidden, num_heads, kv_heads_cross, dropout) if cross else None

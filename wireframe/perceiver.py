@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wireframe.errors import ConfigError
-from wireframe.layers import Layer, rms_norm
+from wireframe.layers import Layer, RMSNorm, Table
 from wireframe.segments import decode_segments
 from wireframe.tokens import Tokenizer, token_width
 
@@ -98,14 +98,14 @@ class Segmenter(nn.Module):
         super().__init__()
         width, hidden = token_width(config.behind_emb_dim), config.hidden
         self.input_proj = nn.Sequential(
-            nn.Linear(width, config.ff), nn.GELU(), nn.Linear(config.ff, hidden), rms_norm(hidden)
+            nn.Linear(width, config.ff), nn.GELU(), nn.Linear(config.ff, hidden), RMSNorm(hidden)
         )
         sizes = (hidden, config.ff, config.num_heads, config.kv_heads_cross, config.kv_heads_self, config.dropout)
-        self.latent_embed = nn.Embedding(config.latent_tokens, hidden)
+        self.latent_embed = Table(config.latent_tokens, hidden)
         self.latent_layers = nn.ModuleList(
             Layer(*sizes, cross=config.reads_points(i)) for i in range(config.latent_layers)
         )
-        self.query_embed = nn.Embedding(config.segments, hidden)
+        self.query_embed = Table(config.segments, hidden)
         self.decoder_layers = nn.ModuleList(Layer(*sizes, cross=True) for _ in range(config.decoder_layers))
         self.segment_head = nn.Linear(hidden, 7)
         # Row 0 alone is used; the published checkpoints hold two rows.
@@ -114,6 +114,8 @@ class Segmenter(nn.Module):
         self._init_heads()
 
     def _init_heads(self) -> None:
+        if self.query_offsets.is_meta:
+            return
         nn.init.trunc_normal_(self.segment_head.weight, std=1e-3)
         nn.init.zeros_(self.segment_head.bias)
         with torch.no_grad():

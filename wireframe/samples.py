@@ -14,12 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from wireframe.archives import ArchiveError, open_zip, read_member, read_npy
 from wireframe.errors import SampleError, ShardError
+from wireframe.files import atomic_write
+from wireframe.npy import read_npz
 from wireframe.sampling import SampledScene
-
-MAX_ARRAYS = 64
-MAX_ARRAY_BYTES = 64 << 20
 
 # name -> (dtype, shape); T points, E edges, V vertices. Ground truth may be absent (a test scene).
 _POINT_ARRAYS = {
@@ -55,7 +53,7 @@ def read_sample(row: Mapping) -> SampledScene:
     order_id, data = row.get("order_id"), row.get("data")
     if not isinstance(order_id, str) or not isinstance(data, (bytes, bytearray, memoryview)):
         raise SampleError("a sampled row needs the columns order_id (string) and data (bytes); is this a raw scene?")
-    arrays = _arrays(order_id, bytes(data))
+    arrays = read_npz(bytes(data), f"sample {order_id}", SampleError)
     missing = [name for name in _POINT_ARRAYS if name not in arrays]
     if missing:
         raise SampleError(f"sample {order_id} lacks the arrays {', '.join(missing)}; was it written by prepare?")
@@ -71,19 +69,6 @@ def read_sample(row: Mapping) -> SampledScene:
     if edges.size and (edges.min() < 0 or edges.max() >= len(fields["gt_vertices"])):
         raise SampleError(f"sample {order_id}: gt_edges point outside gt_vertices; leave this row out")
     return SampledScene(order_id=order_id, **fields)
-
-
-def _arrays(order_id: str, data: bytes) -> dict[str, np.ndarray]:
-    arrays = {}
-    name = "data"
-    try:
-        archive, members = open_zip(data, MAX_ARRAYS)
-        for member in members:
-            name = member.filename.removesuffix(".npy")
-            arrays[name] = read_npy(read_member(archive, member, MAX_ARRAY_BYTES))
-    except ArchiveError as problem:
-        raise SampleError(f"sample {order_id}: {name}: {problem}; prepare this scene again") from None
-    return arrays
 
 
 def _checked(order_id: str, name: str, array: np.ndarray, spec: tuple, sizes: dict[str, int]) -> np.ndarray:
@@ -166,13 +151,6 @@ def write_parquet(rows: list[dict], path: str | os.PathLike) -> None:
     import pyarrow.parquet
 
     schema = pyarrow.schema([("order_id", pyarrow.string()), ("data", pyarrow.binary())])
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            table = pyarrow.Table.from_pylist(rows, schema=schema)
-            pyarrow.parquet.write_table(table, file, compression="zstd", row_group_size=256)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        table = pyarrow.Table.from_pylist(rows, schema=schema)
+        pyarrow.parquet.write_table(table, file, compression="zstd", row_group_size=256)

@@ -85,7 +85,7 @@ def read_scene(row: Mapping) -> Scene:
         _refuse_unreadable(row)
         views, dropped = _read_views(row)
         points = _points(row)
-        vertices, edges, edge_classes = _ground_truth(row)
+        vertices, edges, edge_classes = read_ground_truth(row)
     except SceneError as error:
         raise SceneError(f"scene {order_id!r}: {error}") from None
     return Scene(order_id, views, points, vertices, edges, edge_classes, dropped)
@@ -99,7 +99,7 @@ def _order_id(row: Mapping) -> str:
     if not isinstance(value, str) or not value:
         raise SceneError("a raw row needs its order_id, a non-empty string, in the column order_id (or __key__)")
     if not value.isprintable():
-        raise SceneError(f"order_id {ascii(value[:100])} holds unprintable characters")
+        raise SceneError(f"order_id {value[:100]!a} holds unprintable characters")
     return str(value)
 
 

@@ -1,8 +1,8 @@
 """The challenge's score, HSS: in this process, or for many scenes in workers that may crash.
 
-HSS is the harmonic mean of the F1 of vertices (matched within 0.5 m) and the IoU of edges (cylinders of 0.5 m), as
-``hoho2025.metric_helper.hss`` computes it. Its boolean unions can kill the process, so a run over a data set belongs
-in ``score_many`` or a ``ScorePool``; ``score`` is for single scenes.
+HSS is the harmonic mean of the F1 of vertices (matched within 0.5 m) and the IoU of edges (cylinders of 0.5
+m), as ``hoho2025.metric_helper.hss`` computes it. Its boolean unions can kill the process, so a run over a
+data set belongs in ``score_many`` or a ``ScorePool``; ``score`` is for single scenes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wireframe.archives import one_line
 from wireframe.errors import MissingPackageError, ScoreError
 from wireframe.graph import Wireframe
 
@@ -36,7 +37,7 @@ ZERO = Score(0.0, 0.0, 0.0)
 
 
 class Outcome(NamedTuple):
-    """A scene's score and why it is zero by default: ``failure`` is None where the metric itself gave the score."""
+    """A scene's score, and why it is zero by default; ``failure`` is None where the metric gave it."""
 
     score: Score
     failure: str | None
@@ -46,8 +47,8 @@ def score(predicted: Wireframe, truth: Wireframe) -> Score:
     """The scene's HSS, F1 and IoU by hoho2025's metric (0.5 m, 0.5 m), computed in this process.
 
     Args:
-        predicted: vertices [V, 3] and edges [E, 2]; scores 0 where it has no vertices, a coordinate that is not
-            finite, or edges that are not pairs of ids of its vertices.
+        predicted: vertices [V, 3] and edges [E, 2]; scores 0 where it has no vertices, a coordinate that is
+            not finite, or edges that are not pairs of ids of its vertices.
         truth: likewise; must be well formed and have edges.
 
     Raises:
@@ -65,7 +66,7 @@ def score(predicted: Wireframe, truth: Wireframe) -> Score:
     except ImportError as error:
         raise MissingPackageError(f"hoho2025 cannot be imported ({error}): pip install hoho2025") from error
     except Exception as error:
-        raise ScoreError(f"the metric failed on this pair, {type(error).__name__}: {one_line(error)}") from error
+        raise ScoreError(f"the metric failed, {type(error).__name__}: {one_line(error)}") from error
 
 
 def score_many(
@@ -101,12 +102,12 @@ def score_many(
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict:
-    """Means over all scenes (a failed one counts as 0), a bootstrap interval of the mean HSS, failures by reason.
+    """Means over all scenes (failed ones count as 0), an interval of the mean HSS, failures by reason.
 
     Returns:
-        ``scenes``, ``hss``, ``f1``, ``iou``, ``hss_low`` and ``hss_high`` (2.5 and 97.5 percentile of the means of
-        2000 resamples drawn with a fixed key) and ``failures``, a dictionary from reason to count, most frequent
-        first; plain numbers throughout.
+        ``scenes``, ``hss``, ``f1``, ``iou``, ``hss_low`` and ``hss_high`` (2.5 and 97.5 percentile of the
+        means of 2000 resamples drawn with a fixed key) and ``failures``, a dictionary from reason to count,
+        most frequent first; plain numbers throughout.
 
     Raises:
         ScoreError: there are no outcomes.
@@ -140,7 +141,7 @@ def _bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 def require_hoho() -> None:
     """Raises MissingPackageError where hoho2025 is not installed; does not import it."""
     if importlib.util.find_spec("hoho2025") is None:
-        raise MissingPackageError("scoring needs the package hoho2025, which is not installed: pip install hoho2025")
+        raise MissingPackageError("scoring needs hoho2025, which is not installed: pip install hoho2025")
 
 
 def prepare(predicted: Wireframe, truth: Wireframe) -> tuple[tuple | None, str | None]:
@@ -156,19 +157,18 @@ def prepare(predicted: Wireframe, truth: Wireframe) -> tuple[tuple | None, str |
     return (vertices, edges, true_vertices, true_edges), None
 
 
-def hoho_score(vertices: np.ndarray, edges: np.ndarray, true_vertices: np.ndarray, true_edges: np.ndarray) -> Score:
+def hoho_score(
+    vertices: np.ndarray, edges: np.ndarray, true_vertices: np.ndarray, true_edges: np.ndarray
+) -> Score:
     """hoho2025's metric on well-formed arrays; lets through whatever the metric raises."""
     from hoho2025.metric_helper import hss
 
-    result = hss(vertices, edges, true_vertices, true_edges, vert_thresh=VERTEX_THRESHOLD, edge_thresh=EDGE_RADIUS)
+    thresholds = {"vert_thresh": VERTEX_THRESHOLD, "edge_thresh": EDGE_RADIUS}
+    result = hss(vertices, edges, true_vertices, true_edges, **thresholds)
     values = Score(float(result.hss), float(result.f1), float(result.iou))
     if not np.isfinite(values).all():
         raise ValueError(f"the metric gave {tuple(values)}")
     return values
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _check(wireframe: Wireframe) -> tuple[np.ndarray, np.ndarray, str | None]:

@@ -1,7 +1,8 @@
 """A pool of scoring processes that survives crashes and hangs of the metric.
 
-Each slot is a thread that owns one process (``wireframe.scoring_worker``) and speaks JSON lines with it over pipes.
-The process is started as ``python -c``, never from the caller's script, so a script without a main guard is safe.
+Each slot is a thread that owns one process (``wireframe.scoring_worker``) and speaks JSON lines with it over
+pipes. The process is started as ``python -c``, never from the caller's script, so a script without a main
+guard is safe.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ from wireframe.scoring import ZERO, Outcome, Score, prepare, require_hoho
 
 _START_TIMEOUT = 300.0
 _START_ATTEMPTS = 3
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from wireframe.scoring_worker import main; main()"
+_BOOT = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from wireframe.scoring_worker import main
+main()
+"""
 _ONE_THREAD = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
-)
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+"NUMEXPR_NUM_THREADS", )
 
 
 def usable_cores() -> int:
@@ -38,8 +44,9 @@ def usable_cores() -> int:
 class ScorePool:
     """Worker processes that score scenes; reusable, best as a context manager.
 
-    Workers start one by one with the first scenes, or all at ``start()``, which returns at once so that their imports (some seconds)
-    overlap other work. ``submit`` hands over one scene and returns a future, ``score_many`` waits for many.
+    Workers start one by one with the first scenes, or all at ``start()``, which returns at once so that their
+    imports (some seconds) overlap other work. ``submit`` hands over one scene and returns a future,
+    ``score_many`` waits for many.
 
     Args:
         workers: number of processes; None for one per usable core, at most 8.
@@ -53,7 +60,7 @@ class ScorePool:
     def __init__(self, workers: int | None = None, timeout: float = 60.0) -> None:
         workers = usable_cores() if workers is None else workers
         if workers < 1 or not 0.0 < timeout < threading.TIMEOUT_MAX:
-            raise ScoreError(f"a score pool needs workers >= 1 and a timeout above 0 s, not {workers} and {timeout}")
+            raise ScoreError(f"a score pool needs workers >= 1 and timeout > 0, not {workers} and {timeout}")
         require_hoho()
         self._size = workers
         self._timeout = timeout
@@ -125,7 +132,7 @@ class ScorePool:
                     item[0].cancel()
         except queue.Empty:
             pass
-        for slot in slots:
+        for _ in slots:
             self._queue.put(None)
         for slot in slots:
             slot.close()

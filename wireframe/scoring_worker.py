@@ -1,9 +1,10 @@
 """A process that scores scenes for a ``ScorePool``: one JSON line in, one JSON line out.
 
 After importing hoho2025 it writes ``{"ready": true}``, or ``{"error": reason}`` and ends. Then, per line
-``{"request": [vertices, edges, true_vertices, true_edges], "timeout": seconds}``, it writes ``{"score": [3 numbers]}``
-or ``{"failure": reason}``. Floats cross as their shortest decimal form, which reads back to the same bits. It ends
-when its input does. Whatever libraries print goes to stderr: the pipe of the answers is moved off file descriptor 1.
+``{"request": [vertices, edges, true_vertices, true_edges], "timeout": seconds}``, it writes ``{"score": [3
+numbers]}`` or ``{"failure": reason}``. Floats cross as their shortest decimal form, which reads back to the
+same bits. It ends when its input does. Whatever libraries print goes to stderr: the pipe of the answers is
+moved off file descriptor 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wireframe.scoring import Score, hoho_score, one_line
+from wireframe.archives import one_line
+from wireframe.scoring import Score, hoho_score
 
 
 def main(scorer: Callable[..., Score] = hoho_score) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import tarfile
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from wireframe.errors import ShardError
+from wireframe.archives import one_line
+from wireframe.errors import MissingPackageError, ShardError
+from wireframe.files import atomic_write
 from wireframe.images import ImageError, depth_millimetres, encode_png, label_rgb
+from wireframe.scene import read_ground_truth
 
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"RIFF", "webp"))
 
@@ -35,22 +38,16 @@ class ShardWriter:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
-        self._temporary: str | None = None
-        self._file: Any = None
+        self._context = _open_tar(self._path)
         self._tar: tarfile.TarFile | None = None
         self._written: set[str] = set()
         self._failed = False
 
     def __enter__(self) -> ShardWriter:
         try:
-            handle, self._temporary = tempfile.mkstemp(
-                dir=self._path.parent, prefix=f".{self._path.name}.", suffix=".tmp")
+            self._tar = self._context.__enter__()
         except OSError as error:
             raise ShardError(f"cannot write {self._path}: {error.strerror}") from None
-        # mkstemp makes it private; the shard is to be as readable as any other file.
-        os.chmod(self._temporary, 0o644)
-        self._file = os.fdopen(handle, "wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
         return self
 
     def write(self, row: Mapping) -> None:
@@ -72,8 +69,10 @@ class ShardWriter:
             raise ShardError(f"order_id {order_id!r} is written to {self._path} twice")
         try:
             members = _members(row)
-        except (ImageError, ValueError, TypeError, OverflowError) as error:
-            raise ShardError(f"scene {order_id!r} cannot be written: {error}") from None
+        except MissingPackageError:
+            raise
+        except Exception as error:  # A foreign object's conversion to an array may raise anything.
+            raise ShardError(f"scene {order_id!r} cannot be written: {one_line(error)}") from None
         # A write that stops half-way (a full disk) leaves a broken tar, which __exit__ then refuses to put in place.
         self._failed = True
         for name, data in members:
@@ -85,27 +84,26 @@ class ShardWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                if self._failed:
-                    raise ShardError(f"{self._path} is not written: a row stopped half-way")
-                self._tar.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._temporary, self._path)
-                self._temporary = None
-        finally:
-            self._tar = None
-            self._file.close()
-            if self._temporary is not None:
-                os.unlink(self._temporary)
-                self._temporary = None
+        self._tar = None
+        if kind is None and self._failed:
+            error = ShardError(f"{self._path} is not written: a row stopped half-way")
+            self._context.__exit__(ShardError, error, None)
+            raise error
+        self._context.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    with (atomic_write(path) as file,
+          tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar):
+        yield tar
 
 
 def _member_part(value: Any, what: str, forbidden: str) -> str:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     if not isinstance(text, str) or not text or len(text) > 200 or not text.isprintable():
-        raise ShardError(f"{what} {ascii(text)[:100]} cannot name a tar member: expected 1-200 printable characters")
+        shown = one_line(ascii(text))
+        raise ShardError(f"{what} {shown} cannot name a tar member: expected 1-200 printable characters")
     if any(character in text for character in forbidden):
         raise ShardError(f"{what} {text!r} cannot name a tar member: it holds one of {' '.join(forbidden)}")
     return text
@@ -129,10 +127,9 @@ def _members(row: Mapping) -> list[tuple[str, bytes]]:
         members.append((f"{name}.npy", _npy(_cameras(columns[name], name, shape, count))))
     pose_only = [bool(value) for value in columns["pose_only_in_colmap"]]
     members.append(("pose_only_in_colmap.json", _json(pose_only + [False] * (count - len(pose_only)))))
-    for name, shape, dtype in (("wf_vertices", (-1, 3), np.float32), ("wf_edges", (-1, 2), np.int64),
-                               ("wf_classifications", (-1,), np.int64)):
+    for name, array in zip(("wf_vertices", "wf_edges", "wf_classifications"), read_ground_truth(row)):
         if row.get(name) is not None:
-            members.append((f"{name}.npy", _npy(np.asarray(row[name], dtype=dtype).reshape(shape))))
+            members.append((f"{name}.npy", _npy(array)))
     colmap = _first(row, "colmap", "colmap_binary")
     if colmap is not None:
         if not isinstance(colmap, (bytes, bytearray, memoryview)):
@@ -152,7 +149,8 @@ def _cameras(values: list, name: str, shape: tuple[int, ...], count: int) -> np.
             array = np.asarray(value, dtype=np.float64)
             if array.size != cameras[index].size:
                 raise ValueError(f"{name} of view {index} has shape {list(array.shape)}, expected {list(shape)}")
-            cameras[index] = array.reshape(shape)
+            with np.errstate(over="ignore"):
+                cameras[index] = array.reshape(shape)
     return cameras
 
 

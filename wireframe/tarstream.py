@@ -7,9 +7,10 @@ Takes USTAR, PAX and GNU tars, plain or gzipped (POSIX.1-2001 ustar and pax form
 from __future__ import annotations
 
 import gzip
-import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from wireframe.archives import one_line
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 1 << 30
@@ -27,6 +28,9 @@ class TarMember(NamedTuple):
 
 class TarError(ValueError):
     """A tar cannot be read on; ``str(error)`` is one line without the name of the tar."""
+
+    # The name of the member that broke off, where its header is whole.
+    member: str | None = None
 
 
 def iter_members(file: BinaryIO) -> Iterator[TarMember]:
@@ -49,13 +53,13 @@ def iter_members(file: BinaryIO) -> Iterator[TarMember]:
             raise TarError("truncated: it ends without the closing block of zeros")
         kind, size, name = _parse_header(header, "not a tar" if first else "corrupt header")
         first = False
-        if kind in b"Lxg":
+        if kind in b"LKxg":
             if size > MAX_HEADER_BYTES:
                 raise TarError(f"an extended header of {size} bytes, above the cap of {MAX_HEADER_BYTES}")
             data = _payload(read, size)
             if kind == b"L":
                 long_name = data.rstrip(b"\0").decode("utf-8", "replace")
-            else:
+            elif kind != b"K":
                 (pax if kind == b"x" else common).update(_parse_pax(data))
             continue
         extended = {**common, **pax}
@@ -68,40 +72,42 @@ def iter_members(file: BinaryIO) -> Iterator[TarMember]:
         yield from _member(read, kind, name, size)
 
 
-def _member(read, kind: bytes, name: str, size: int) -> Iterator[TarMember]:
+def _member(read: Callable[[int], bytes], kind: bytes, name: str, size: int) -> Iterator[TarMember]:
     if len(name) > MAX_NAME_CHARACTERS:
         raise TarError(f"a member name of {len(name)} characters, above the cap of {MAX_NAME_CHARACTERS}")
     if size > MAX_MEMBER_BYTES:
         raise TarError(f"member {name!r} announces {size} bytes, above the cap of {MAX_MEMBER_BYTES}")
-    data = _payload(read, size)
+    try:
+        data = _payload(read, size)
+    except TarError as error:
+        error.member = name
+        raise
     if kind in b"07\0" and not name.endswith("/"):
         yield TarMember(name, data)
     elif kind == b"S":
         raise TarError(f"member {name!r} is a sparse file, which is not supported")
 
 
-def _reader(file: BinaryIO):
+def _reader(file: BinaryIO) -> Callable[[int], bytes]:
     """A function read(n) that gives n bytes, or fewer at the end only."""
-    start = _read_fully(file.read, 2)
+    start = _read_fully(file, 2)
     source = _Prefixed(start, file)
     if start == b"\x1f\x8b":
         source = gzip.GzipFile(fileobj=source, mode="rb")
-
-    def read(count: int) -> bytes:
-        try:
-            return _read_fully(source.read, count)
-        except (OSError, EOFError, zlib.error) as error:
-            raise TarError(f"truncated or unreadable ({error})") from None
-
-    return read
+    return lambda count: _read_fully(source, count)
 
 
-def _read_fully(read, count: int) -> bytes:
+def _read_fully(source: Any, count: int) -> bytes:
     parts, missing = [], count
     while missing > 0:
-        part = read(min(missing, 1 << 24))
+        try:
+            part = source.read(min(missing, 1 << 24))
+        except Exception as error:  # A damaged gzip stream or a remote file may raise anything.
+            raise TarError(f"truncated or unreadable ({one_line(error)})") from None
         if not part:
             break
+        if not isinstance(part, bytes):
+            raise TarError(f"reading gave {type(part).__name__}, expected bytes: open the file in binary mode")
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -121,7 +127,7 @@ class _Prefixed:
         return part + self._file.read() if count < 0 else part
 
 
-def _payload(read, size: int) -> bytes:
+def _payload(read: Callable[[int], bytes], size: int) -> bytes:
     padded = -(-size // BLOCK) * BLOCK
     data = read(padded)
     if len(data) < padded:

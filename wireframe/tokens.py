@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wireframe.classes import GESTALT_NAMES, POINT_CLASSES
+from wireframe.layers import Table
 
 FOURIER_BANDS = 32
 FOURIER_SIGMA = 10.0
@@ -63,9 +64,9 @@ class Tokenizer(nn.Module):
     def __init__(self, behind_emb_dim: int = 8) -> None:
         super().__init__()
         self.pos_enc = FourierFeatures()
-        self.label_emb = nn.Embedding(len(POINT_CLASSES), LABEL_DIM)
-        self.src_emb = nn.Embedding(SOURCES, SOURCE_DIM)
-        self.behind_emb = nn.Embedding(len(GESTALT_NAMES) + 1, behind_emb_dim)
+        self.label_emb = Table(len(POINT_CLASSES), LABEL_DIM)
+        self.src_emb = Table(SOURCES, SOURCE_DIM)
+        self.behind_emb = Table(len(GESTALT_NAMES) + 1, behind_emb_dim)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Tokens of a batch.

@@ -13,6 +13,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class _Storage(_Sealed):
 class StoredTensor(_Sealed):
     """A tensor in the file; ``TorchZip.tensor`` reads its bytes."""
 
-    __slots__ = ("storage", "offset", "size", "stride")
+    __slots__ = ("offset", "size", "storage", "stride")
 
     def __init__(self, storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
         self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
@@ -137,8 +138,20 @@ class _RebuildParameter(_Sealed):
         return data
 
 
+# Extension codes, announced buffers and decimal integers: torch.save writes none of them, and they reach other
+# code, reserve memory before reading, or take quadratic time.
+_REFUSED_OPCODES = {op[0] for op in (
+    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+    pickle.INT, pickle.LONG,
+)}
+
+
 # The pure-Python unpickler: the one in C reserves memory for whatever memo index a file announces.
 class _Unpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict] = {
+        code: read for code, read in pickle._Unpickler.dispatch.items() if code not in _REFUSED_OPCODES
+    }
+
     def find_class(self, module: str, name: str) -> object:
         if module == "torch" and name in _STORAGE_DTYPES:
             return _StorageType(_STORAGE_DTYPES[name])
@@ -149,9 +162,6 @@ class _Unpickler(pickle._Unpickler):
         if module == "collections" and name == "OrderedDict":
             return OrderedDict
         return type("Inert", (Inert,), {"name": f"{module}.{name}"})
-
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("pickle extension codes are not used by torch")
 
     def persistent_load(self, pid: object) -> _Storage:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
@@ -205,7 +215,8 @@ class TorchZip:
         try:
             return _Unpickler(io.BytesIO(data), encoding="utf-8").load()
         except Exception as error:
-            reason = str(error).replace("\n", " ")[:200] or type(error).__name__
+            named = isinstance(error, pickle.UnpicklingError) and str(error)
+            reason = str(error).replace("\n", " ")[:200] if named else type(error).__name__
             raise self._error(f"holds a damaged or unsafe pickle: {reason}") from error
 
     def tensor(self, stored: StoredTensor) -> Tensor:

@@ -22,10 +22,10 @@ _SIDINGS = ("horizontal_siding", "vertical_siding", "brick", "concrete", "other_
 class Building:
     """One house in world coordinates (metres, y up, the ground at y = 0).
 
-    ``vertices`` float64 [V, 3], ``edges`` int64 [E, 2], ``edge_classes`` int64 [E] (``classes.EDGE_ID``) are the roof
-    wireframe; ``vertex_classes`` int64 [V] the gestalt class of each corner; ``faces`` the planar roof faces as tuples
-    of vertex indices; ``ground_lines`` float64 [G, 2, 3] the feet of the walls; ``panels`` all visible surfaces;
-    ``radius`` (metres) bounds the house around ``centre``.
+    The roof wireframe: ``vertices`` float64 [V, 3], ``edges`` int64 [E, 2], ``edge_classes`` int64 [E]
+    (``classes.EDGE_ID``), ``vertex_classes`` int64 [V] (gestalt ids of the corners) and ``faces``, planar, as
+    tuples of vertex indices. ``ground_lines`` float64 [G, 2, 3] are the feet of the walls, ``panels`` all
+    that is visible; ``radius`` (metres) bounds the roof around ``centre`` [3].
     """
 
     roof_type: str
@@ -85,7 +85,8 @@ def _draw_place(rng: np.random.Generator, main: Roof) -> Place:
     return Place(math.cos(yaw), math.sin(yaw), middle[0], middle[1], float(shift[0]), float(shift[1]))
 
 
-def _assemble(kind: str, roofs: list[Roof], place: Place, panels: list[Panel], feet: list[np.ndarray]) -> Building:
+def _assemble(kind: str, roofs: list[Roof], place: Place, panels: list[Panel],
+              feet: list[np.ndarray]) -> Building:
     points: list[tuple[float, float, float]] = []
     named: list[tuple[int, int, str]] = []
     faces: list[tuple[int, ...]] = []
@@ -114,7 +115,7 @@ def _assemble(kind: str, roofs: list[Roof], place: Place, panels: list[Panel], f
 
 
 def _corner_classes(count: int, edges: list[tuple[int, int, str]]) -> np.ndarray:
-    """Gestalt classes: at a wall a flashing end, else on a ridge an apex, else on an eave its end, else an apex."""
+    """Gestalt classes: a flashing end at a wall, else an eave's end off the ridges, else an apex."""
     met: list[set[str]] = [set() for _ in range(count)]
     for i, j, name in edges:
         met[i].add(name)

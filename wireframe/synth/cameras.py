@@ -13,7 +13,7 @@ from wireframe.synth.config import SynthConfig
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: K, R float32 [3, 3], t float32 [3] as stored; ``centre`` float64 [3], world metres."""
+    """A pinhole camera: K, R float32 [3, 3], t float32 [3] as stored; ``centre`` float64 [3] in the world."""
 
     K: np.ndarray
     R: np.ndarray
@@ -42,7 +42,8 @@ class Camera:
         return np.stack([(R[0, i] * d[0] + R[1, i] * d[1]) + R[2, i] * d[2] for i in range(3)], axis=1)
 
 
-def draw_cameras(rng: np.random.Generator, building: Building, count: int, config: SynthConfig) -> list[Camera]:
+def draw_cameras(rng: np.random.Generator, building: Building, count: int,
+                 config: SynthConfig) -> list[Camera]:
     """``count`` cameras on a ring around the house, some at eye level and some lifted, all looking at it."""
     cameras = []
     start = float(rng.uniform(0, 2 * math.pi))

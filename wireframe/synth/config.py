@@ -17,8 +17,8 @@ _REFERENCE_WIDTH = 768
 class SynthConfig:
     """Size and difficulty of synthetic scenes; lengths in metres, pixel sizes for an image 768 wide.
 
-    ``*_range`` are inclusive (low, high) bounds, ``*_prob`` and ``*_share`` lie in [0, 1], ``*_sigma`` are standard
-    deviations. The same values, seed and index give the same scene.
+    ``*_range`` are inclusive (low, high) bounds, ``*_prob`` and ``*_share`` lie in [0, 1], ``*_sigma`` are
+    standard deviations. The same values, seed and index give the same scene.
 
     Raises:
         ConfigError: a value that no scene can be made with.
@@ -40,10 +40,10 @@ class SynthConfig:
     truth_sigma: float = 0.0
 
     # The cameras: eye level or lifted on a pole or drone; distance as a multiple of what fits the house.
-    eye_level_share: float = 0.5
-    lifted_height_range: tuple[float, float] = (3.0, 10.0)
+    eye_level_share: float = 0.4
+    lifted_height_range: tuple[float, float] = (3.5, 13.0)
     focal_range: tuple[float, float] = (0.7, 1.1)
-    distance_range: tuple[float, float] = (0.75, 1.15)
+    distance_range: tuple[float, float] = (0.85, 1.4)
     aim_sigma: float = 0.4
     roll_sigma: float = 0.02
 
@@ -96,7 +96,7 @@ class SynthConfig:
         if unknown or not self.roof_types:
             raise ConfigError(f"roof_types is {self.roof_types}: choose from {', '.join(ROOF_TYPES)}")
         if len(self.roof_weights) != len(self.roof_types) or not sum(self.roof_weights) > 0:
-            raise ConfigError(f"roof_weights has {len(self.roof_weights)} values for {len(self.roof_types)} roof_types")
+            raise ConfigError(f"roof_weights is {self.roof_weights}: give one weight for each of roof_types")
         if self.colmap_points < 0 or self.focal_range[0] <= 0 or self.distance_range[0] <= 0:
             raise ConfigError("colmap_points must be >= 0, focal_range and distance_range > 0")
 

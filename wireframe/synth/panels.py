@@ -1,4 +1,4 @@
-"""Flat convex pieces of a scene: roof faces, fascias, walls, doors, windows, posts, fences and tree trunks."""
+"""Flat convex pieces of a scene: roof faces, fascias, walls, doors, windows, posts, fences, trunks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GAP = 0.03
 class Panel:
     """A convex planar polygon.
 
-    ``points`` float64 [n, 3] world; gestalt ids of its front (towards ``normal``) and back, ADE id; ``normal`` [3] need
-    not be of unit length.
+    ``points`` float64 [n, 3] world; ``front`` (where ``normal`` points) and ``back`` gestalt ids; ``ade`` an
+    ADE id. ``normal`` [3] need not be of unit length.
     """
 
     points: np.ndarray
@@ -43,7 +43,8 @@ class Place(NamedTuple):
         """World coordinates [n, 3] of local points (a, y, b)."""
         local = np.array(points, dtype=np.float64).reshape(-1, 3)
         a, b = local[:, 0] - self.pivot_a, local[:, 2] - self.pivot_b
-        return np.stack([self.cos * a + self.sin * b + self.x, local[:, 1], self.cos * b - self.sin * a + self.z], 1)
+        x, z = self.cos * a + self.sin * b + self.x, self.cos * b - self.sin * a + self.z
+        return np.stack([x, local[:, 1], z], axis=1)
 
 
 def polygon_normal(points: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A small z-buffer rasteriser: convex planar polygons and ellipsoids, pixel centres at integer coordinates.
 
-The inverse depth of a plane is affine in the pixel coordinates, so a polygon costs a few half-plane tests and one
-affine map over its bounding box.
+The inverse depth of a plane is affine in the pixel coordinates, so a polygon costs a few half-plane tests and
+one affine map over its bounding box.
 """
 
 from __future__ import annotations
@@ -47,16 +47,13 @@ class Raster:
         covered = _covered(u, v, self._u[cols], self._v[rows])
         if covered is None:
             return
-        gu, gv, g0 = affine
-        inverse = (gu * self._u[cols]).astype(np.float32)[None, :] + (gv * self._v[rows] + g0).astype(np.float32)[:, None]
-        self._keep(rows, cols, covered, inverse, ident)
+        self._keep(rows, cols, covered, self._inverse(affine, rows, cols), ident)
 
     def ground(self, far: float, ident: int) -> None:
         """Draws the plane y = 0 out to depth ``far``."""
         normal, point = self.camera.R[:, 1].astype(np.float64), self.camera.t.astype(np.float64)
-        gu, gv, g0 = self._plane_affine(normal, (normal * point).sum())
         rows, cols = slice(0, len(self._v)), slice(0, len(self._u))
-        inverse = (gu * self._u).astype(np.float32)[None, :] + (gv * self._v + g0).astype(np.float32)[:, None]
+        inverse = self._inverse(self._plane_affine(normal, (normal * point).sum()), rows, cols)
         self._keep(rows, cols, inverse > 1.0 / far, inverse, ident)
 
     def ellipsoid(self, centre: np.ndarray, radii: np.ndarray, ident: int) -> None:
@@ -87,6 +84,11 @@ class Raster:
         z = (ab - np.sqrt(np.maximum(root, 0))) / aa
         inverse = (1.0 / np.maximum(z, 1e-6)).astype(np.float32)
         self._keep(rows, cols, hit & (z > _NEAR), inverse, ident)
+
+    def _inverse(self, affine: tuple[float, float, float], rows: slice, cols: slice) -> np.ndarray:
+        gu, gv, g0 = affine
+        across, down = gu * self._u[cols], gv * self._v[rows] + g0
+        return across.astype(np.float32)[None, :] + down.astype(np.float32)[:, None]
 
     def _keep(self, rows: slice, cols: slice, covered: np.ndarray, inverse: np.ndarray, ident: int) -> None:
         nearest = self.inverse_z[rows, cols]

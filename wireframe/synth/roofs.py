@@ -19,7 +19,7 @@ class Roof:
     """One roof and the walls below it.
 
     ``points`` (a, y, b); ``faces`` index them; ``footprint`` is the plan of the walls, counter-clockwise, and
-    ``walled`` tells which of its sides (from corner i to i + 1) carry a wall; ``forced`` overrides edge classes.
+    ``walled`` tells which of its sides (from corner i to i + 1) carry one; ``forced`` overrides edge classes.
     """
 
     points: list[tuple[float, float, float]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Roof:
         self.faces.append(ring)
 
     def stand_on(self, outline: list[Plan], overhang: float) -> None:
-        """Puts walls inside the outline of the roof (rectilinear, counter-clockwise), ``overhang`` in from it."""
+        """Puts walls ``overhang`` inside the outline of the roof (rectilinear, counter-clockwise)."""
         self.footprint = inset(outline, overhang)
         self.walled = [True] * len(outline)
 

@@ -113,7 +113,8 @@ def cross_gable(rng: np.random.Generator, config: SynthConfig, eave: float, over
     roof = Roof()
     outline: list[tuple[float, float]] = []
     for side, wing in zip((1, -1), wings if both else [wings[0], None]):
-        outline += _cross_side(roof, side, wing, (length, width, eave, top), left, right, wings[0] if full else None)
+        size, crossing = (length, width, eave, top), wings[0] if full else None
+        outline += _cross_side(roof, side, wing, size, left, right, crossing)
     if hip_left:
         roof.face((0, eave, width), (0, eave, 0), left)
     if hip_right:
@@ -135,7 +136,7 @@ def _draw_wing(rng: np.random.Generator, width: float, length: float, pitch: flo
 
 def _cross_side(roof: Roof, side: int, wing: dict | None, size: tuple[float, float, float, float],
                 left: tuple, right: tuple, crossing: dict | None) -> list[tuple[float, float]]:
-    """Adds the slope on one side (1: b = width, -1: b = 0) with its wing; returns that part of the outline."""
+    """Adds the slope on one side (1: b = width, -1: b = 0) with its wing; returns its part of the outline."""
     length, width, eave, top = size
 
     def at(a: float, y: float, run: float) -> tuple[float, float, float]:
@@ -180,7 +181,8 @@ def garage(rng: np.random.Generator, main: Roof, eave: float, overhang: float) -
     wall = [p for p in main.footprint if p[0] < overhang + 1e-6]
     low, high = min(p[1] for p in wall), max(p[1] for p in wall)
     depth, span = float(rng.uniform(3.5, 6.5)), float(rng.uniform(0.55, 0.95)) * (high - low)
-    place, height, pitch = float(rng.uniform(0, 1)), float(rng.uniform(2.5, 2.9)), float(rng.uniform(0.3, 0.6))
+    place, height = float(rng.uniform(0, 1)), float(rng.uniform(2.5, 2.9))
+    pitch = float(rng.uniform(0.3, 0.6))
     hipped = bool(rng.random() < 0.3)
     b0 = low + place * (high - low - span)
     b1, middle = b0 + span, b0 + span / 2
@@ -224,4 +226,4 @@ def porch(rng: np.random.Generator, main: Roof, eave: float, overhang: float) ->
     return roof
 
 
-SHAPES = {"gable": gable, "hip": hip, "l_shaped": l_shaped, "cross_gable": cross_gable, "shed": shed, "flat": flat}
+SHAPES = {shape.__name__: shape for shape in (gable, hip, l_shaped, cross_gable, shed, flat)}

@@ -1,0 +1,276 @@
+"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, demo.
+
+Exit status: 0 done, 1 done but nothing came of it (every scene failed), 2 wrong input, 130 interrupted. Errors are one
+line on stderr; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import wireframe
+from wireframe.errors import WireframeError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        print("wireframe: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (a pager, head): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (WireframeError, OSError) as problem:
+        if arguments.debug:
+            raise
+        print(f"wireframe {arguments.command}: {' '.join(str(problem).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser = argparse.ArgumentParser(prog="wireframe", description="3D building wireframes from multi-view scans")
+    parser.add_argument("--version", action="version", version=f"wireframe {wireframe.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, run, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, parents=[shared])
+        add_arguments(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _non_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, separator, height = text.lower().partition("x")
+    if not separator or not width.isdigit() or not height.isdigit():
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text!r}")
+    return int(width), int(height)
+
+
+def _fraction(text: str) -> tuple[int, int]:
+    index, separator, count = text.partition("/")
+    if not separator or not index.isdigit() or not count.isdigit() or not int(index) < int(count):
+        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, got {text!r}")
+    return int(index), int(count)
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {value}")
+    return value
+
+
+def _workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+
+
+def _doctor_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("data", nargs="?", help="a tar, folder, glob or hf:// path whose first sample to describe")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from wireframe.doctor import describe_machine
+
+    print(describe_machine())
+    if arguments.data:
+        from wireframe.inspect_data import describe_data
+
+        print()
+        print(describe_data(arguments.data))
+    return 0
+
+
+def _synth_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("out", type=Path, help="folder for the tars")
+    command.add_argument("--count", type=_positive, default=100, help="scenes (default 100)")
+    command.add_argument("--start", type=_non_negative, default=0, help="index of the first scene (default 0)")
+    command.add_argument("--seed", type=_non_negative, default=0)
+    command.add_argument("--size", type=_size, help="label maps, default 768x576")
+    command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small and fast")
+    command.add_argument("--shard-size", type=_positive, default=100, help="scenes a tar (default 100)")
+    _workers(command)
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from wireframe.synth import SynthConfig, write_shards
+
+    config = SynthConfig.training() if arguments.preset == "training" else SynthConfig()
+    if arguments.size:
+        config = dataclasses.replace(config, width=arguments.size[0], height=arguments.size[1])
+    paths = write_shards(
+        arguments.out,
+        seed=arguments.seed,
+        start=arguments.start,
+        count=arguments.count,
+        config=config,
+        shard_size=arguments.shard_size,
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+    )
+    print(f"{arguments.count} scenes in {len(paths)} tars in {arguments.out}")
+    return 0
+
+
+def _prepare_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
+    command.add_argument("out", type=Path, help="folder for the Parquet shards")
+    command.add_argument("--points", type=_positive, default=4096, help="points a scene (default 4096)")
+    command.add_argument("--depth-points", type=_positive, default=8000, help="depth pixels a view (default 8000)")
+    command.add_argument("--seed", type=_non_negative, default=0)
+    command.add_argument("--shard", type=_fraction, default=(0, 1), metavar="i/n", help="every n-th tar from the i-th")
+    command.add_argument("--keep-all", action="store_true", help="also scenes without ground truth or with > 64 edges")
+    _workers(command)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from wireframe.prepare import PrepareConfig, prepare
+
+    config = PrepareConfig(arguments.points, arguments.depth_points, arguments.seed, arguments.keep_all)
+    report = prepare(
+        arguments.source,
+        arguments.out,
+        config,
+        workers=arguments.workers,
+        shard=arguments.shard,
+        progress=not arguments.quiet,
+    )
+    resumed = f" ({report.resumed} were already there)" if report.resumed else ""
+    print(f"{report.rows} rows in {report.shards + report.resumed} shards{resumed} in {arguments.out}")
+    for scene in report.skipped[:20]:
+        print(f"left out {scene.order_id}: {scene.reason}", file=sys.stderr)
+    if len(report.skipped) > 20:
+        print(f"... and {len(report.skipped) - 20} more, all in manifest.json", file=sys.stderr)
+    return 0 if report.rows else 1
+
+
+def _train_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, help="JSON configuration (default: the published recipe)")
+    command.add_argument("--data", action="append", required=True, help="sampled rows; repeat for other point counts")
+    command.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and model; resumes there")
+    command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a setting")
+    command.add_argument("--stop-after", type=_positive, metavar="STEPS", help="end early, with a checkpoint")
+    command.add_argument("--threads", type=_positive, help="CPU threads; part of what the bits depend on")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from wireframe.train.config import BASE_CONFIG, load_config
+    from wireframe.train.loop import train
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config or BASE_CONFIG, arguments.set)
+    result = train(
+        config, arguments.data, arguments.out, progress=not arguments.quiet, stop_after=arguments.stop_after
+    )
+    print(result)
+    return 0
+
+
+def _model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
+    command.add_argument("--threshold", type=_probability, help="confidence a segment must exceed (default 0.5)")
+    command.add_argument("--limit", type=_positive, help="only the first scenes")
+
+
+def _load_model(arguments: argparse.Namespace):
+    from wireframe.assets import DEMO_MODEL
+    from wireframe.perceiver import Perceiver
+
+    return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL)
+
+
+def _predict_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
+    command.add_argument("out", type=Path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
+    _model_arguments(command)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from wireframe.evaluate import predict_file
+
+    count, failures = predict_file(
+        arguments.source,
+        arguments.out,
+        _load_model(arguments),
+        threshold=arguments.threshold,
+        limit=arguments.limit,
+        progress=not arguments.quiet,
+    )
+    for order_id, reason in failures[:20]:
+        print(f"empty solution for {order_id}: {reason}", file=sys.stderr)
+    print(f"{count} scenes in {arguments.out}, {len(failures)} of them the empty solution because they could not be read")
+    return 0 if count > len(failures) else 1
+
+
+def _eval_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="scenes with ground truth: raw tars, or sampled Parquet shards")
+    _model_arguments(command)
+    command.add_argument("--out", type=Path, help="JSON file for the scores of every scene")
+    _workers(command)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from wireframe.evaluate import evaluate, format_summary
+
+    result = evaluate(
+        arguments.source,
+        _load_model(arguments),
+        threshold=arguments.threshold,
+        limit=arguments.limit,
+        workers=arguments.workers,
+        out=arguments.out,
+        progress=not arguments.quiet,
+    )
+    print(format_summary(result))
+    return 0
+
+
+def _demo_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder (default out/demo)")
+    command.add_argument("--scenes", type=_positive, default=100, help="held-out synthetic scenes (default 100)")
+    _workers(command)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from wireframe.demo import run_demo
+
+    print(run_demo(arguments.out, arguments.scenes, workers=arguments.workers, progress=not arguments.quiet))
+    return 0
+
+
+_COMMANDS = {
+    "doctor": (_doctor_arguments, _doctor, "what is installed, which implementations run here, what a data set holds"),
+    "synth": (_synth_arguments, _synth, "write synthetic raw scenes as tars"),
+    "prepare": (_prepare_arguments, _prepare, "fuse and sample raw scenes into Parquet shards"),
+    "train": (_train_arguments, _train, "train a model on sampled rows, or go on where it stopped"),
+    "predict": (_predict_arguments, _predict, "predict wireframes of raw scenes into a JSON file"),
+    "eval": (_eval_arguments, _eval, "predict and score scenes with ground truth"),
+    "demo": (_demo_arguments, _demo, "predict, score and draw held-out synthetic scenes with the shipped model"),
+}

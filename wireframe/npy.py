@@ -1,0 +1,65 @@
+"""Reading .npy and .npz bytes from outside: no pickle, and no allocation that the bytes do not cover."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from wireframe.archives import ArchiveError, one_line, open_zip, read_member
+
+MAX_ARRAYS = 64
+MAX_ARRAY_BYTES = 256 << 20
+MAX_HEADER_BYTES = 10_000
+
+
+def read_npy(data: bytes, name: str, error: Callable[[str], Exception] = ValueError) -> np.ndarray:
+    """The array in the bytes of an .npy file (a copy).
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        error: the type of error to raise.
+
+    Raises:
+        error: an object or structured dtype, a broken header, or another size than the header announces.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER_BYTES)
+    except Exception as problem:  # The header is Python text: its parser lets many exception types out.
+        raise error(f"{name} is not a .npy array ({one_line(problem)})") from None
+    if dtype.kind not in "biufUS" or dtype.itemsize == 0:
+        raise error(f"{name} is a .npy array of dtype {one_line(dtype)}, expected plain numbers or text")
+    if len(shape) > 8 or any(not 0 <= side < 1 << 40 for side in shape):
+        raise error(f"{name} is a .npy array of impossible shape {one_line(shape)}")
+    # Python integers do not overflow, whatever shape the header claims.
+    count, offset = math.prod(shape), stream.tell()
+    if count * dtype.itemsize != len(data) - offset:
+        raise error(f"{name} announces {count * dtype.itemsize} bytes and holds {len(data) - offset}")
+    try:
+        flat = np.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else np.zeros(0, dtype=dtype)
+        return flat.reshape(shape, order="F" if fortran else "C").copy()
+    except ValueError as problem:
+        raise error(f"{name} is a .npy array of impossible shape ({one_line(problem)})") from None
+
+
+def read_npz(data: bytes, name: str, error: Callable[[str], Exception] = ValueError) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of an .npz file, by name.
+
+    Raises:
+        error: not a ZIP, more than ``MAX_ARRAYS`` members, a member above ``MAX_ARRAY_BYTES``, or a broken array.
+    """
+    arrays = {}
+    try:
+        archive, members = open_zip(data, MAX_ARRAYS)
+        for member in members:
+            stem = member.filename.removesuffix(".npy")
+            arrays[stem] = read_npy(read_member(archive, member, MAX_ARRAY_BYTES), f"{name}: array {stem}", error)
+    except ArchiveError as problem:
+        raise error(f"{name}: {problem}") from None
+    return arrays
