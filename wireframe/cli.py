@@ -111,17 +111,16 @@ def _synth_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=_size, help="label maps, default 768x576")
     command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small and fast")
     command.add_argument("--shard-size", type=_positive, default=100, help="scenes a tar (default 100)")
+    command.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of SynthConfig")
     _workers(command)
 
 
 def _synth(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     from wireframe.synth import SynthConfig, write_shards
 
-    config = SynthConfig.training() if arguments.preset == "training" else SynthConfig()
-    if arguments.size:
-        config = dataclasses.replace(config, width=arguments.size[0], height=arguments.size[1])
+    changes = dict(zip(("width", "height"), arguments.size or ()))
+    preset = SynthConfig.training() if arguments.preset == "training" else SynthConfig()
+    config = preset.changed(arguments.set, **changes)
     paths = write_shards(
         arguments.out,
         seed=arguments.seed,

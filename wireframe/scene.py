@@ -220,7 +220,12 @@ def _points(row: Mapping) -> np.ndarray:
     return read_points3d(bytes(value))
 
 
-def _ground_truth(row: Mapping) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_ground_truth(row: Mapping) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices float32 [V, 3], edges int64 [E, 2] and edge classes int64 [E] (-1 where absent) of a raw row.
+
+    Raises:
+        SceneError: not numbers, not finite, of another shape, or edges that name no vertex.
+    """
     vertices = _numbers(row, "wf_vertices", (-1, 3), np.float32)
     edges = _numbers(row, "wf_edges", (-1, 2), np.int64)
     if edges.size and (edges.min() < 0 or edges.max() >= len(vertices)):

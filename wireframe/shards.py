@@ -23,7 +23,7 @@ __all__ = ["RawSample", "ShardWriter", "hub_files", "iter_rows", "iter_samples",
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 MAX_SAMPLE_MEMBERS = 8192
-MAX_SAMPLE_BYTES = 2 << 30
+MAX_SAMPLE_BYTES = 1 << 30
 HUB_BLOCK_BYTES = 32 << 20
 
 

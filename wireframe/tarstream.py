@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from wireframe.archives import one_line
 
 BLOCK = 512
-MAX_MEMBER_BYTES = 1 << 30
+MAX_MEMBER_BYTES = 256 << 20
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_CHARACTERS = 1024
 _SKIPPED = b"123456"

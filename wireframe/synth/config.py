@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wireframe.errors import ConfigError
@@ -54,7 +56,7 @@ class SynthConfig:
 
     # The label maps.
     stroke_px: float = 6.0
-    corner_px: float = 6.0
+    corner_px: float = 3.5
     stroke_drop_prob: float = 0.03
     corner_drop_prob: float = 0.05
 
@@ -71,6 +73,7 @@ class SynthConfig:
     colmap_points: int = 40000
     colmap_sigma: float = 0.03
     colmap_edge_share: float = 0.3
+    colmap_corner_share: float = 0.03
     colmap_background_share: float = 0.25
     colmap_outlier_share: float = 0.02
     colmap_pixel_sigma: float = 0.4
@@ -109,6 +112,27 @@ class SynthConfig:
     def only(cls, roof_type: str, **changes: object) -> SynthConfig:
         """The default preset with one roof type."""
         return cls(**{"roof_types": (roof_type,), "roof_weights": (1.0,), **changes})
+
+    def changed(self, settings: Iterable[str] = (), **changes: object) -> SynthConfig:
+        """A copy with ``key=value`` settings (values in JSON) and keyword changes.
+
+        Raises:
+            ConfigError: an unknown key, or a value that is no JSON or of another kind than the default.
+        """
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for setting in settings:
+            key, separator, text = setting.partition("=")
+            if not separator or key not in known:
+                raise ConfigError(f"unknown setting {setting!r}: give key=value with one of {', '.join(known)}")
+            try:
+                value = json.loads(text)
+            except ValueError:
+                raise ConfigError(f"{key}={text}: give the value in JSON") from None
+            value = tuple(value) if isinstance(value, list) else value
+            if type(value) is not type(known[key]) and not (type(value) is int and type(known[key]) is float):
+                raise ConfigError(f"{key}={text}: give a value like {known[key]}")
+            changes[key] = value
+        return dataclasses.replace(self, **changes)
 
     def pixels(self, size: float) -> float:
         """A size stated for the reference width, in pixels of this width."""

@@ -62,6 +62,7 @@ def _draw_round(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps
     """xyz, colours, seen and uv of those of ``count`` candidates that two views see."""
     parts = [_sample_view(rng, camera, view, -(-count // len(cameras)), config)
              for camera, view in zip(cameras, maps)]
+    parts.append(_sample_corners(rng, building, int(count * config.colmap_corner_share)))
     xyz, color = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     xyz = xyz + config.colmap_sigma * rng.standard_normal(xyz.shape)
     stray = rng.random(len(xyz)) < config.colmap_outlier_share
@@ -89,6 +90,12 @@ def _sample_view(rng: np.random.Generator, camera: Camera, view: Maps, count: in
     grey = 90 + 5 * view.ade.reshape(-1)[flat].astype(np.int64) % 120
     color = np.stack([grey, grey + 10, grey - 10], axis=1)
     return camera.to_world(col.astype(np.float64), row.astype(np.float64), z), color
+
+
+def _sample_corners(rng: np.random.Generator, building: Building, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints on the roof's corners, where feature detectors fire most."""
+    vertices = building.vertices[rng.integers(len(building.vertices), size=count)].astype(np.float64)
+    return vertices, np.full((count, 3), 120)
 
 
 def _tracks(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps], xyz: np.ndarray,
