@@ -1,0 +1,149 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from wireframe.cli import main
+from wireframe.perceiver import Perceiver, PerceiverConfig
+from wireframe.samples import iter_sample_rows
+
+SMALL_SYNTH = ["--size", "96x72", "--set", "colmap_points=600", "--workers", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """synth -> prepare -> train by the commands, all tiny."""
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["synth", str(folder / "raw"), "--count", "4", *SMALL_SYNTH]) == 0
+    assert main(["prepare", str(folder / "raw"), str(folder / "rows"), "--points", "64", "--workers", "1", "--quiet"]) == 0
+    config = {
+        "model": {"hidden": 32, "ff": 32, "latent_tokens": 8, "latent_layers": 1, "decoder_layers": 1, "num_points": 64},
+        "stages": [{"name": "s", "points": 64, "steps": 2, "batch_size": 2, "lr": 1e-3}],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = ["--config", str(folder / "config.json"), "--data", str(folder / "rows"), "--out", str(folder / "run")]
+    assert main(["train", *arguments, "--quiet"]) == 0
+    return folder
+
+
+def test_the_commands_chain_from_synthetic_scenes_to_predictions(workspace, capsys):
+    out = workspace / "predictions.json"
+    model = str(workspace / "run" / "model")
+    assert main(["predict", str(workspace / "raw"), str(out), "--model", model, "--threshold", "0", "--quiet"]) == 0
+    entries = json.loads(out.read_text())
+    assert [entry["order_id"] for entry in entries] == [f"synth-0-{i:06d}" for i in range(4)]
+    for entry in entries:
+        count = len(entry["wf_vertices"])
+        assert count >= 2 and all(0 <= i < count for edge in entry["wf_edges"] for i in edge)
+
+
+def test_eval_scores_raw_and_sampled_scenes_alike(workspace, capsys):
+    model = str(workspace / "run" / "model")
+    report = workspace / "scores.json"
+    common = ["--model", model, "--threshold", "0", "--workers", "1", "--quiet", "--limit", "2"]
+    assert main(["eval", str(workspace / "rows"), "--out", str(report), *common]) == 0
+    assert "2 scenes: HSS" in capsys.readouterr().out
+    assert len(json.loads(report.read_text())["scenes"]) == 2
+    assert main(["eval", str(workspace / "raw"), *common]) == 0
+    assert "2 scenes: HSS" in capsys.readouterr().out
+
+
+def test_predict_answers_for_every_scene_and_reports_the_bad_ones(workspace, tmp_path, capsys):
+    from wireframe.shards import ShardWriter
+    from wireframe.synth import SynthConfig, make_scene
+
+    config = SynthConfig(width=96, height=72, colmap_points=600)
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        writer.write(make_scene(0, 0, config))
+        writer.write({**make_scene(0, 1, config), "colmap": b"broken"})
+    model = str(workspace / "run" / "model")
+    assert main(["predict", str(tmp_path / "a.tar"), str(tmp_path / "p.json"), "--model", model, "--quiet"]) == 0
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert entries[1] == {"order_id": "synth-0-000001", "wf_vertices": [[0.0] * 3] * 2, "wf_edges": [[0, 1]]}
+    assert "synth-0-000001" in capsys.readouterr().err
+
+
+def test_synth_writes_the_same_bytes_again_and_skips_finished_shards(workspace, tmp_path):
+    arguments = ["--count", "4", *SMALL_SYNTH]
+    assert main(["synth", str(tmp_path), *arguments]) == 0
+    (tar,) = tmp_path.glob("*.tar")
+    assert tar.read_bytes() == (workspace / "raw" / tar.name).read_bytes()
+    written = tar.stat().st_mtime_ns
+    assert main(["synth", str(tmp_path), *arguments]) == 0
+    assert tar.stat().st_mtime_ns == written
+
+
+def test_doctor_describes_the_machine_and_the_data(workspace, capsys):
+    assert main(["doctor", str(workspace / "raw")]) == 0
+    text = capsys.readouterr().out
+    for word in ("torch", "triton", "nvcc", "qk_norm_attention: reference", "gestalt", "wf_vertices"):
+        assert word in text
+    assert main(["doctor", str(workspace / "rows")]) == 0
+    assert "xyz_norm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["doctor", "/nowhere"], "no tar"),
+        (["prepare", "/nowhere", "OUT"], "no tar"),
+        (["eval", "/nowhere"], "no tar"),
+        (["predict", "/nowhere", "OUT"], "no tar"),
+        (["train", "--data", "/nowhere", "--out", "OUT"], "no Parquet shards"),
+        (["train", "--data", "/nowhere", "--out", "OUT", "--set", "sead=1"], "unknown key sead"),
+        (["train", "--config", "/nowhere.json", "--data", "x", "--out", "OUT"], "cannot read the configuration"),
+        (["eval", "/nowhere", "--model", "/nowhere"], "/nowhere"),
+        (["synth", "OUT", "--set", "wall=3"], "unknown setting"),
+        (["synth", "OUT", "--size", "1x1"], "image size"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
+    arguments = [str(tmp_path / "out") if word == "OUT" else word for word in arguments]
+    if arguments[0] in ("eval", "predict") and "--model" not in arguments:
+        Perceiver(PerceiverConfig(hidden=32, ff=32)).save_pretrained(tmp_path / "model")
+        arguments += ["--model", str(tmp_path / "model")]
+    assert main([*arguments, "--quiet"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error and "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from wireframe.errors import ShardError
+
+    with pytest.raises(ShardError):
+        main(["prepare", str(tmp_path), str(tmp_path / "out"), "--debug"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["synth"], ["synth", "x", "--count", "0"], ["eval", "x", "--threshold", "2"]])
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_prepare_with_nothing_usable_is_status_1(tmp_path):
+    from wireframe.shards import ShardWriter
+    from wireframe.synth import SynthConfig, make_scene
+
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        writer.write({**make_scene(0, 0, SynthConfig(width=96, height=72, colmap_points=600)), "colmap": b"broken"})
+    assert main(["prepare", str(tmp_path / "a.tar"), str(tmp_path / "out"), "--workers", "1", "--quiet"]) == 1
+    assert list(iter_sample_rows(tmp_path / "out")) == []
+
+
+def test_interrupting_a_command_is_status_130(monkeypatch, capsys):
+    import wireframe.doctor
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wireframe.doctor, "describe_machine", interrupted)
+    assert main(["doctor"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_not_an_error():
+    command = f"{sys.executable} -m wireframe doctor | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

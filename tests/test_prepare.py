@@ -1,0 +1,120 @@
+import hashlib
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from wireframe.errors import ConfigError, ShardError
+from wireframe.prepare import PrepareConfig, prepare
+from wireframe.sampling import sample_points
+from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.shards import ShardWriter, iter_rows
+from wireframe.synth import SynthConfig, make_scene
+
+TINY = SynthConfig(width=96, height=72, colmap_points=600, views_range=(4, 5))
+CONFIG = PrepareConfig(num_points=128, depth_points_per_view=100)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Two tars of three good scenes each; the second also holds one without edges and one that is broken."""
+    folder = tmp_path_factory.mktemp("raw")
+    for shard in range(2):
+        with ShardWriter(folder / f"part{shard}.tar") as writer:
+            for index in range(3):
+                writer.write(make_scene(0, 10 * shard + index, TINY))
+            if shard == 1:
+                writer.write({**make_scene(0, 90, TINY), "wf_edges": [], "wf_classifications": []})
+                writer.write({**make_scene(0, 91, TINY), "colmap": b"PK broken"})
+    return folder
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared")
+    return out, prepare(raw, out, CONFIG, progress=False)
+
+
+def test_every_good_scene_becomes_a_row_and_every_other_is_reported(prepared):
+    out, report = prepared
+    assert (report.shards, report.rows) == (2, 6)
+    assert {reason.order_id for reason in report.skipped} == {"synth-0-000090", "synth-0-000091"}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [len(manifest["shards"][name]["skipped"]) for name in sorted(manifest["shards"])] == [0, 2]
+
+
+def test_rows_equal_the_public_functions(raw, prepared):
+    from wireframe import fuse_views, read_scene
+
+    rows = {row["order_id"]: row for row in iter_sample_rows(prepared[0])}
+    raw_row = next(iter_rows(raw))
+    expected = sample_points(fuse_views(read_scene(raw_row), 100), 128)
+    got = read_sample(rows[raw_row["order_id"]])
+    assert all(np.array_equal(array, got.arrays()[name]) for name, array in expected.arrays().items())
+
+
+def test_two_workers_write_the_same_bytes_as_one(raw, prepared, tmp_path):
+    prepare(raw, tmp_path, CONFIG, workers=2, progress=False)
+    assert digests(tmp_path) == digests(prepared[0])
+
+
+def test_shards_i_of_n_together_equal_the_whole(raw, prepared, tmp_path):
+    first = prepare(raw, tmp_path, CONFIG, shard=(0, 2), progress=False)
+    assert len(digests(tmp_path)) == 1 and first.rows == 3
+    prepare(raw, tmp_path, CONFIG, shard=(1, 2), progress=False)
+    assert digests(tmp_path) == digests(prepared[0])
+
+
+def test_a_second_run_resumes_and_makes_only_what_is_missing_or_damaged(raw, prepared, tmp_path):
+    prepare(raw, tmp_path, CONFIG, progress=False)
+    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (0, 2, 6)
+    (tmp_path / "part0.parquet").write_bytes(b"damaged")
+    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (1, 1, 6)
+    assert digests(tmp_path) == digests(prepared[0])
+
+
+def test_other_settings_do_not_mix_into_one_folder(raw, prepared):
+    with pytest.raises(ConfigError, match="other settings"):
+        prepare(raw, prepared[0], PrepareConfig(num_points=64), progress=False)
+
+
+def test_a_damaged_manifest_is_named(raw, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"manifest\.json"):
+        prepare(raw, tmp_path, CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_truncated_tar_keeps_the_scenes_before_the_damage(raw, tmp_path, workers):
+    whole = (raw / "part0.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        third = next(m.offset for m in tar.getmembers() if m.name.startswith("synth-0-000002"))
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "cut.tar").write_bytes(whole[: third + 2000])
+    report = prepare(tmp_path / "raw", tmp_path / "out", CONFIG, workers=workers, progress=False)
+    assert report.rows == 2
+    assert [skipped.order_id for skipped in report.skipped] == ["cut.tar"]
+
+
+def test_keep_all_keeps_scenes_without_ground_truth(raw, tmp_path):
+    config = PrepareConfig(num_points=128, depth_points_per_view=100, keep_all=True)
+    assert prepare(raw, tmp_path, config, progress=False).rows == 7
+
+
+def test_no_tar_is_a_shard_error(tmp_path):
+    with pytest.raises(ShardError, match="no tar"):
+        prepare(tmp_path, tmp_path / "out", CONFIG, progress=False)
+
+
+def test_same_named_tars_in_two_folders_are_refused(raw, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.tar").write_bytes((raw / "part0.tar").read_bytes())
+    with pytest.raises(ConfigError, match="same file name"):
+        prepare(tmp_path, tmp_path / "out", CONFIG, progress=False)
