@@ -1,0 +1,36 @@
+import json
+
+import numpy as np
+import pytest
+
+from wireframe.assets import DEMO_DUMMIES, DEMO_MODEL
+from wireframe.cli import main
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["demo", "--out", str(out), "--scenes", "3", "--workers", "2", "--quiet"]) == 0
+    return out
+
+
+def test_the_demo_scores_every_method_on_every_scene(demo):
+    results = json.loads((demo / "results.json").read_text())
+    assert set(results["summary"]) == {"ours", "handcrafted", "nearest", "mean", "untrained"}
+    assert len(results["scenes"]) == 3
+    for scene in results["scenes"]:
+        assert all(entry["failure"] is None and entry["seconds"] > 0 for entry in scene["methods"].values())
+    assert results["summary"]["ours"]["hss"] > results["summary"]["untrained"]["hss"]
+
+
+def test_the_demo_draws_a_picture(demo):
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(demo / "contact_sheet.png").convert("RGB"))
+    assert min(pixels.shape[:2]) > 500 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_shipped_weights_are_safetensors_of_at_most_10_mb():
+    files = sorted(path.name for path in DEMO_MODEL.iterdir())
+    assert files == ["config.json", "model.safetensors"]
+    assert sum(path.stat().st_size for path in [*DEMO_MODEL.iterdir(), DEMO_DUMMIES]) <= 10 << 20
