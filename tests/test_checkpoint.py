@@ -9,8 +9,8 @@ from pathlib import Path, PosixPath
 
 import pytest
 import torch
-from batches import TINY, random_batch, randomise
 
+from batches import TINY, random_batch, randomise
 from wireframe import Perceiver, PerceiverConfig
 from wireframe.checkpoint import read_checkpoint
 from wireframe.errors import CheckpointError, ConfigError

@@ -16,9 +16,10 @@ def workspace(tmp_path_factory):
     """synth -> prepare -> train by the commands, all tiny."""
     folder = tmp_path_factory.mktemp("cli")
     assert main(["synth", str(folder / "raw"), "--count", "4", *SMALL_SYNTH]) == 0
-    assert main(["prepare", str(folder / "raw"), str(folder / "rows"), "--points", "64", "--workers", "1", "--quiet"]) == 0
+    folders = [str(folder / "raw"), str(folder / "rows")]
+    assert main(["prepare", *folders, "--points", "64", "--workers", "1", "--quiet"]) == 0
     config = {
-        "model": {"hidden": 32, "ff": 32, "latent_tokens": 8, "latent_layers": 1, "decoder_layers": 1, "num_points": 64},
+        "model": {"hidden": 32, "ff": 32, "latent_tokens": 8, "latent_layers": 1, "num_points": 64},
         "stages": [{"name": "s", "points": 64, "steps": 2, "batch_size": 2, "lr": 1e-3}],
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -115,7 +116,9 @@ def test_debug_shows_the_traceback(tmp_path):
         main(["prepare", str(tmp_path), str(tmp_path / "out"), "--debug"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["synth"], ["synth", "x", "--count", "0"], ["eval", "x", "--threshold", "2"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["synth"], ["synth", "x", "--count", "0"], ["eval", "x", "--threshold", "2"]]
+)
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

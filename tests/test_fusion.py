@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from scenes import random_scene
 
+from scenes import random_scene
 from wireframe import hashing
 from wireframe.classes import (
     ADE_ENVELOPE,
@@ -152,7 +152,7 @@ def test_fuse_views_draws_by_seed_scene_and_view_alone():
     # Without its second view, the depth points of the others stay the same.
     fewer = random_scene(4)
     fewer = type(fewer)(**{**vars(fewer), "views": (fewer.views[0], *fewer.views[2:])})
-    wanted = {p.tobytes() for p in fuse_views(fewer, 40, seed=7).xyz if p.tobytes() not in set()}
+    wanted = {p.tobytes() for p in fuse_views(fewer, 40, seed=7).xyz}
     assert len(wanted & {p.tobytes() for p in first.xyz}) > 0.5 * len(wanted)
 
 

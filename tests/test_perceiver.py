@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from batches import TINY, random_batch, randomise
 
+from batches import TINY, random_batch, randomise
 from wireframe import Perceiver, PerceiverConfig
 from wireframe.errors import ConfigError
 from wireframe.segments import decode_segments, denormalise, encode_segments

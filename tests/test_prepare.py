@@ -8,8 +8,8 @@ import pytest
 
 from wireframe.errors import ConfigError, ShardError
 from wireframe.prepare import PrepareConfig, prepare
-from wireframe.sampling import sample_points
 from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.sampling import sample_points
 from wireframe.shards import ShardWriter, iter_rows
 from wireframe.synth import SynthConfig, make_scene
 

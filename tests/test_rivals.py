@@ -9,8 +9,15 @@ import pytest
 
 from wireframe.errors import MissingPackageError, SampleError
 from wireframe.graph import Wireframe, empty_wireframe
-from wireframe.rivals import descriptor, fit_dummies, handcrafted, load_dummies, mean_wireframe, save_dummies
-from wireframe.rivals import try_handcrafted
+from wireframe.rivals import (
+    descriptor,
+    fit_dummies,
+    handcrafted,
+    load_dummies,
+    mean_wireframe,
+    save_dummies,
+    try_handcrafted,
+)
 from wireframe.scoring import score
 from wireframe.synth import SynthConfig, make_scene
 

@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scenes import random_scene
 
+from scenes import random_scene
 from wireframe.fusion import fuse_views
 from wireframe.sampling import centre_and_scale, sample_points
 

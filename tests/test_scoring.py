@@ -117,7 +117,7 @@ def test_predictions_without_any_overlap_or_edge_score_zero():
     ids=["empty", "bad id", "no edges", "not finite"],
 )
 def test_a_bad_truth_raises_alone_and_is_counted_in_a_run(truth):
-    with pytest.raises(ScoreError, match="^bad truth"):
+    with pytest.raises(ScoreError, match=r"^bad truth"):
         score(house(), truth)
     (outcome,) = score_many([(house(), truth)], workers=1)
     assert outcome.score == ZERO and outcome.failure.startswith("bad truth")

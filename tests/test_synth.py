@@ -243,7 +243,7 @@ def test_strokes_of_hidden_edges_are_not_drawn():
         if abs(middle[0, 2] - middle[1, 2]) < 6:
             continue
         ids = render(camera, building, nothing, config, keep).gestalt
-        u, v, z = camera.project(np.linspace(*ends[far], 21)[5:16])
+        u, v, _ = camera.project(np.linspace(*ends[far], 21)[5:16])
         framed = (u >= 0) & (u < 319.4) & (v >= 0) & (v < 239.4)
         seen = ids[np.rint(v[framed]).astype(int), np.rint(u[framed]).astype(int)]
         checked += len(seen)

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from batches import random_batch
 
+from batches import random_batch
 from wireframe.tokens import KEYS, Tokenizer, token_width
 
 

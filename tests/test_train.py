@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scenes import random_scene
 
+from scenes import random_scene
 from wireframe import hashing
 from wireframe.errors import CheckpointError, ConfigError, SampleError, WireframeError
 from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver, PerceiverConfig
-from wireframe.sampling import sample_points
 from wireframe.samples import write_parquet, write_sample
+from wireframe.sampling import sample_points
 from wireframe.train import checkpoints
 from wireframe.train.config import BASE_CONFIG, AugmentConfig, StageConfig, load_config, parse_config
 from wireframe.train.data import TrainingSet, load_training_set
 from wireframe.train.loop import train
-from wireframe.train.loss import confidence_loss, endpoint_loss
+from wireframe.train.loss import confidence_loss, endpoint_loss, match_loss
 
 SMALL_MODEL = {
     "hidden": 32, "ff": 48, "latent_tokens": 8, "latent_layers": 2, "decoder_layers": 1, "num_heads": 2,
@@ -173,6 +173,20 @@ def test_confidence_target_is_the_mass_sent_to_real_targets():
     logits = torch.tensor([[2.0, -2.0]])
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([[0.9, 0.0]]))
     assert torch.allclose(confidence_loss(logits, plan, mask), expected[None])
+
+
+def test_match_loss_pulls_every_target_with_weight_one_however_far_it_is():
+    target = torch.tensor([[[[0.0, 0, 0], [1, 0, 0]], [[torch.nan] * 3] * 2]])
+    mask = torch.tensor([[True, False]])
+    for distance in (0.1, 2.0):
+        pred = target[:, :1] + torch.tensor([0.0, distance, 0.0])
+        pred = torch.cat([pred, pred + 5], 1).requires_grad_()
+        plan = torch.tensor([[[1e-20, 0.0], [1e-26, 0.0]]])
+        loss = match_loss(pred, target, mask, plan, (3.0, 0.0, 0.0))
+        assert torch.allclose(loss, torch.tensor([3.0 * distance]), rtol=1e-4)
+        (gradient,) = torch.autograd.grad(loss, pred)
+        # Half of the pull on the midpoint goes to each end, towards the target.
+        assert torch.allclose(gradient[0, 0, :, 1], torch.tensor(1.5), rtol=1e-4)
 
 
 def test_endpoint_loss_does_not_care_which_end_is_first():

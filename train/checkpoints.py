@@ -32,7 +32,8 @@ def save(out: Path, step: int, model: Perceiver, optimizer: torch.optim.Optimize
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / _TENSOR_FILES[0])
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, temporary / _TENSOR_FILES[0])
         save_file(_optimizer_tensors(model, optimizer), temporary / _TENSOR_FILES[1])
         state = {
             "step": step,

@@ -35,9 +35,9 @@ class LossConfig:
     eps: float = 0.1
     iters: int = 20
     dustbin: float = 0.3
-    w_mid: float = 1.0
-    w_dir: float = 0.2
-    w_len: float = 0.5
+    w_mid: float = 3.0
+    w_dir: float = 0.3
+    w_len: float = 1.5
     conf_weight: float = 0.1
 
     @property

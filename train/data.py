@@ -11,9 +11,10 @@ from torch import Tensor
 from wireframe import hashing
 from wireframe.errors import SampleError
 from wireframe.predict import model_inputs
-from wireframe.sampling import SampledScene
 from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.sampling import SampledScene
 from wireframe.train.config import AugmentConfig
+
 
 class TrainingSet:
     """Sampled scenes as stacked arrays.

@@ -84,7 +84,8 @@ def _probability(text: str) -> float:
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    cores = os.cpu_count() or 1
+    command.add_argument("--workers", type=_positive, default=cores, help=f"processes (default {cores})")
 
 
 def _doctor_arguments(command: argparse.ArgumentParser) -> None:
@@ -109,7 +110,7 @@ def _synth_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start", type=_non_negative, default=0, help="index of the first scene (default 0)")
     command.add_argument("--seed", type=_non_negative, default=0)
     command.add_argument("--size", type=_size, help="label maps, default 768x576")
-    command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small and fast")
+    command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small, fast")
     command.add_argument("--shard-size", type=_positive, default=100, help="scenes a tar (default 100)")
     command.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of SynthConfig")
     _workers(command)
@@ -224,7 +225,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     for order_id, reason in failures[:20]:
         print(f"empty solution for {order_id}: {reason}", file=sys.stderr)
-    print(f"{count} scenes in {arguments.out}, {len(failures)} of them the empty solution because they could not be read")
+    print(f"{count} scenes in {arguments.out}; {len(failures)} could not be read and have the empty solution")
     return 0 if count > len(failures) else 1
 
 

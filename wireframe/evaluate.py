@@ -14,8 +14,8 @@ from wireframe.fusion import fuse_views
 from wireframe.graph import Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
 from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
-from wireframe.sampling import SampledScene, sample_points
 from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
 from wireframe.scoring import Outcome, require_hoho, score_many, summarise
 from wireframe.shards import iter_rows

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from wireframe.errors import ConfigError, ShardError, WireframeError
 from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
-from wireframe.sampling import sample_points
-from wireframe.samples import write_parquet, write_sample
-from wireframe.scene import read_scene
 from wireframe.raw_rows import build_row
+from wireframe.samples import write_parquet, write_sample
+from wireframe.sampling import sample_points
+from wireframe.scene import read_scene
 from wireframe.shards import RawSample, iter_samples, list_shards
 
 MANIFEST = "manifest.json"
