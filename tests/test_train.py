@@ -205,8 +205,8 @@ def test_base_configuration_states_the_published_architecture_and_recipe():
     ]  # fmt: skip
     stated = json.loads(BASE_CONFIG.read_text())
     ours = json.loads(json.dumps(config.to_dict()))
-    assert {key: stated[key] for key in ("model", "optimizer", "loss", "augment")} == {
-        key: ours[key] for key in ("model", "optimizer", "loss", "augment")
+    assert {key: stated[key] for key in ("model", "optimizer", "loss", "augment", "graph")} == {
+        key: ours[key] for key in ("model", "optimizer", "loss", "augment", "graph")
     }
 
 

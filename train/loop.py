@@ -73,12 +73,15 @@ def train(
 
 @contextlib.contextmanager
 def _deterministic():
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory it has not written; filling all of it would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def _start(config: TrainConfig) -> tuple[Perceiver, torch.optim.Optimizer]:

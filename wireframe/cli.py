@@ -195,15 +195,23 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
-    command.add_argument("--threshold", type=_probability, help="confidence a segment must exceed (default 0.5)")
+    command.add_argument("--config", type=Path, help="JSON whose graph section holds the thresholds (default base.json)")
+    command.add_argument("--threshold", type=_probability, help="confidence to exceed (default: its own)")
     command.add_argument("--limit", type=_positive, help="only the first scenes")
 
 
 def _load_model(arguments: argparse.Namespace):
+    """The model, and the graph's settings with the threshold asked for."""
+    import dataclasses
+
     from wireframe.assets import DEMO_MODEL
     from wireframe.perceiver import Perceiver
+    from wireframe.train.config import BASE_CONFIG, load_config
 
-    return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL)
+    graph = load_config(arguments.config or BASE_CONFIG).graph
+    if arguments.threshold is not None:
+        graph = dataclasses.replace(graph, confidence=arguments.threshold)
+    return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL), graph
 
 
 def _predict_arguments(command: argparse.ArgumentParser) -> None:
@@ -218,8 +226,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     count, failures = predict_file(
         arguments.source,
         arguments.out,
-        _load_model(arguments),
-        threshold=arguments.threshold,
+        *_load_model(arguments),
         limit=arguments.limit,
         progress=not arguments.quiet,
     )
@@ -241,8 +248,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     result = evaluate(
         arguments.source,
-        _load_model(arguments),
-        threshold=arguments.threshold,
+        *_load_model(arguments),
         limit=arguments.limit,
         workers=arguments.workers,
         out=arguments.out,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from wireframe.errors import ScoreError, WireframeError
 from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
-from wireframe.graph import Wireframe, empty_wireframe
+from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
 from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
 from wireframe.samples import iter_sample_rows, read_sample
@@ -40,8 +40,8 @@ def predict_file(
     source: str | os.PathLike,
     out: str | os.PathLike,
     model: Perceiver,
+    graph: GraphConfig = GraphConfig(),
     *,
-    threshold: float | None = None,
     limit: int | None = None,
     progress: bool = True,
 ) -> tuple[int, list[Failure]]:
@@ -61,7 +61,7 @@ def predict_file(
     entries, failures = [], []
     for row in tqdm(iter_rows(source, limit), disable=not progress, desc="predict", unit="scene"):
         try:
-            predicted = predict_wireframe(row, model, threshold=threshold)
+            predicted = predict_wireframe(row, model, graph=graph)
         except WireframeError as problem:
             failures.append(Failure(row["order_id"], str(problem)))
             predicted = empty_wireframe()
@@ -80,8 +80,8 @@ def predict_file(
 def evaluate(
     source: str | os.PathLike,
     model: Perceiver,
+    graph: GraphConfig = GraphConfig(),
     *,
-    threshold: float | None = None,
     limit: int | None = None,
     workers: int = 1,
     out: str | os.PathLike | None = None,
@@ -100,7 +100,7 @@ def evaluate(
     order_ids, pairs, failures = [], [], []
     samples = _samples(source, model.config.num_points, limit, failures)
     for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
-        predicted = wireframe_of(predict_segments(sample, model), sample, threshold=threshold)
+        predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
         order_ids.append(sample.order_id)
         pairs.append((predicted, Wireframe(sample.gt_vertices, sample.gt_edges.astype("int64"))))
     if not pairs:

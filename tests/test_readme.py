@@ -1,0 +1,33 @@
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_source_file_is_in_the_readmes_file_tree():
+    files = [
+        path.name
+        for folder in ("wireframe", "kernels", "train", "bench")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh") and not path.name.startswith("__")
+    ]
+    assert len(files) > 40
+    tree = README.split("```")[-2]
+    assert [name for name in files if name not in tree] == []
+
+
+def test_every_file_the_readme_names_is_there():
+    named = set(re.findall(r"\b((?:wireframe|kernels|train|bench|tests|docs)/[\w./]+\.(?:py|sh|json|png))", README))
+    assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README
+
+
+def test_the_readmes_python_runs():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    scope = {}
+    exec(code, scope)
+    assert scope["found"].vertices.shape[1] == 3
