@@ -195,7 +195,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
-    command.add_argument("--config", type=Path, help="JSON whose graph section holds the thresholds (default base.json)")
+    command.add_argument("--config", type=Path, help="JSON whose graph section counts (default base.json)")
     command.add_argument("--threshold", type=_probability, help="confidence to exceed (default: its own)")
     command.add_argument("--limit", type=_positive, help="only the first scenes")
 
