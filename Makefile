@@ -7,25 +7,28 @@ PIP_OPTIONS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
+.DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/wireframe demo
 
 test: $(VENV)/.test
+	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 
-$(BIN)/python:
+$(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit("wireframe needs Python 3.10 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
 
-$(VENV)/.demo: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.created
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge]"
 	touch $@
 
-$(VENV)/.test: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/.test: pyproject.toml setup.py | $(VENV)/.created
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge,test]"
 	touch $@ $(VENV)/.demo
 

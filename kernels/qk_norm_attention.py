@@ -58,5 +58,5 @@ def qk_norm_attention(
         ImplementationError: an explicit ``impl`` that cannot run.
     """
     _check(q, k, v, log_scale, key_mask)
-    dispatch.choose("qk_norm_attention", impl)
-    return qk_norm_attention_reference(q, k, v, log_scale, key_mask)
+    run = {"reference": qk_norm_attention_reference}[dispatch.choose("qk_norm_attention", impl)]
+    return run(q, k, v, log_scale, key_mask)

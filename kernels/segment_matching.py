@@ -46,8 +46,8 @@ def segment_cost(
         ImplementationError: an explicit ``impl`` that cannot run.
     """
     _check_segments("segment_cost", pred, target)
-    dispatch.choose("segment_cost", impl)
-    return segment_cost_reference(pred, target, weights)
+    run = {"reference": segment_cost_reference}[dispatch.choose("segment_cost", impl)]
+    return run(pred, target, weights)
 
 
 def segment_matching(
@@ -88,5 +88,5 @@ def segment_matching(
             f"got {target_mask.dtype} {list(target_mask.shape)}"
         )
     check_sinkhorn_parameters("segment_matching", eps, iters)
-    dispatch.choose("segment_matching", impl)
-    return segment_matching_reference(pred, target, target_mask, weights, eps, iters, dustbin)
+    run = {"reference": segment_matching_reference}[dispatch.choose("segment_matching", impl)]
+    return run(pred, target, target_mask, weights, eps, iters, dustbin)

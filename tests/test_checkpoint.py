@@ -290,6 +290,9 @@ def test_damaged_directories_are_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="width"):
         Perceiver.from_pretrained(tmp_path / "m")
     config.write_text(json.dumps({**json.loads(text), "hidden": 1 << 20}))
+    with pytest.raises(ConfigError, match="hidden"):
+        Perceiver.from_pretrained(tmp_path / "m")
+    config.write_text(json.dumps({**json.loads(text), "hidden": 1 << 16}))
     refused(tmp_path / "m", "ill-shaped")
     config.write_text("{")
     refused(tmp_path / "m", "JSON")

@@ -65,6 +65,18 @@ def test_predict_answers_for_every_scene_and_reports_the_bad_ones(workspace, tmp
     assert "synth-0-000001" in capsys.readouterr().err
 
 
+def test_predict_and_eval_keep_what_came_before_a_break(workspace, tmp_path, capsys):
+    (tar,) = (workspace / "raw").glob("*.tar")
+    (tmp_path / "cut.tar").write_bytes(tar.read_bytes()[:-12000])
+    model = ["--model", str(workspace / "run" / "model"), "--quiet"]
+    out = tmp_path / "new folder" / "p.json"
+    assert main(["predict", str(tmp_path / "cut.tar"), str(out), *model]) == 0
+    assert 1 <= len(json.loads(out.read_text())) < 4 and "truncated" in capsys.readouterr().err
+    scores = tmp_path / "another" / "s.json"
+    assert main(["eval", str(tmp_path / "cut.tar"), "--out", str(scores), "--workers", "1", *model]) == 0
+    assert "truncated" in capsys.readouterr().out
+
+
 def test_synth_writes_the_same_bytes_again_and_skips_finished_shards(workspace, tmp_path):
     arguments = ["--count", "4", *SMALL_SYNTH]
     assert main(["synth", str(tmp_path), *arguments]) == 0
@@ -143,7 +155,18 @@ def test_interrupting_a_command_is_status_130(monkeypatch, capsys):
 
     monkeypatch.setattr(wireframe.doctor, "describe_machine", interrupted)
     assert main(["doctor"]) == 130
-    assert "run the same command again" in capsys.readouterr().err
+    assert capsys.readouterr().err == "wireframe doctor: interrupted\n"
+
+
+def test_a_fault_of_ours_is_one_line_and_status_3(monkeypatch, capsys):
+    import wireframe.doctor
+
+    monkeypatch.setattr(wireframe.doctor, "describe_machine", lambda: 1 / 0)
+    assert main(["doctor"]) == 3
+    error = capsys.readouterr().err.strip()
+    assert "ZeroDivisionError" in error and "\n" not in error
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor", "--debug"])
 
 
 def test_a_closed_pipe_is_not_an_error():

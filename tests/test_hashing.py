@@ -49,10 +49,9 @@ def test_smallest_takes_k_smallest_with_ties_to_the_lower_position():
     assert hashing.smallest(hashes, 99).tolist() == list(range(6))
 
 
-def test_uniform_and_normal_have_the_right_moments():
-    u, z = hashing.uniform(1, 2, 3, 20000), hashing.normal(1, 2, 4, 20000)
+def test_uniform_has_the_right_moments():
+    u = hashing.uniform(1, 2, 3, 20000)
     assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.01 and abs(u.var() - 1 / 12) < 0.003
-    assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.02
 
 
 def test_streams_of_one_scene_do_not_share_numbers():

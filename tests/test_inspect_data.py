@@ -37,6 +37,21 @@ def test_doctor_reports_what_is_unusable(tmp_path):
         describe_data(tmp_path / "a.tar")
 
 
+def test_names_inside_a_tar_cannot_steer_the_terminal(tmp_path):
+    members = {**hub_members(raw_row(1)), "house1.\x1b[2J\nforged.txt": b"x"}
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    lines = describe_data(tmp_path).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert any(r"house1.\x1b[2J\nforged.txt" in line for line in lines)
+
+
+def test_doctor_tells_a_glob_of_sampled_rows(tmp_path):
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    for name in "ba":
+        parquet.write_table(arrow.table({"order_id": ["x"], "data": [b""]}), tmp_path / f"{name}.parquet")
+    assert "a.parquet: Parquet with 1 row, the first of 2 files" in describe_data(tmp_path / "*.parquet")
+
+
 def test_doctor_lists_the_arrays_of_sampled_rows(tmp_path):
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     buffer = io.BytesIO()

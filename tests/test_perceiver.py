@@ -210,7 +210,8 @@ def test_configs_round_trip_and_refuse_what_cannot_be_built():
     assert PerceiverConfig.from_dict(config.to_dict()) == config and config.head_dim == 8
     with pytest.raises(ConfigError, match="hiden"):
         PerceiverConfig.from_dict({"hiden": 3})
-    for bad in ({"hidden": 30}, {"kv_heads_self": 3}, {"dropout": 1.0}, {"segments": 0}, {"ff": 2.0}, {"ff": True}):
+    for bad in ({"hidden": 30}, {"kv_heads_self": 3}, {"dropout": 1.0}, {"segments": 0}, {"ff": 2.0}, {"ff": True},
+                {"hidden": 1 << 20}, {"num_points": 65537}, {"latent_layers": 257}, {"decoder_layers": 10**30}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             PerceiverConfig(**bad)
     assert [i for i in range(7) if PerceiverConfig().reads_points(i)] == [0, 4, 6]

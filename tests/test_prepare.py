@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -45,8 +46,8 @@ def test_every_good_scene_becomes_a_row_and_every_other_is_reported(prepared):
     out, report = prepared
     assert (report.shards, report.rows) == (2, 6)
     assert {reason.order_id for reason in report.skipped} == {"synth-0-000090", "synth-0-000091"}
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert [len(manifest["shards"][name]["skipped"]) for name in sorted(manifest["shards"])] == [0, 2]
+    notes = [json.loads(path.read_text()) for path in sorted((out / ".manifest").iterdir())]
+    assert [len(note["skipped"]) for note in notes] == [0, 2]
 
 
 def test_rows_equal_the_public_functions(raw, prepared):
@@ -73,7 +74,8 @@ def test_shards_i_of_n_together_equal_the_whole(raw, prepared, tmp_path):
 
 def test_a_second_run_resumes_and_makes_only_what_is_missing_or_damaged(raw, prepared, tmp_path):
     prepare(raw, tmp_path, CONFIG, progress=False)
-    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (0, 2, 6)
+    again = prepare(raw, tmp_path, CONFIG, progress=False)
+    assert again[:3] == (0, 2, 6) and len(again.skipped) == 2
     (tmp_path / "part0.parquet").write_bytes(b"damaged")
     assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (1, 1, 6)
     assert digests(tmp_path) == digests(prepared[0])
@@ -84,14 +86,30 @@ def test_other_settings_do_not_mix_into_one_folder(raw, prepared):
         prepare(raw, prepared[0], PrepareConfig(num_points=64), progress=False)
 
 
-def test_a_damaged_manifest_is_named(raw, tmp_path):
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"manifest\.json"):
-        prepare(raw, tmp_path, CONFIG, progress=False)
+def test_two_machines_can_share_a_folder_at_the_same_time(raw, prepared, tmp_path):
+    from wireframe.prepare import _Manifest
+
+    # Both start before either has finished a shard.
+    first, second = _Manifest(tmp_path, CONFIG), _Manifest(tmp_path, CONFIG)
+    prepare(raw, tmp_path, CONFIG, progress=False)
+    for manifest in (first, second):
+        assert all(manifest.finished(f"part{i}.parquet", str(raw / f"part{i}.tar")) for i in range(2))
+
+
+def test_an_unreadable_note_makes_its_shard_again(raw, prepared, tmp_path):
+    prepare(raw, tmp_path, CONFIG, progress=False)
+    (tmp_path / ".manifest" / "part0.parquet.json").write_text("{")
+    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (1, 1, 6)
+
+
+def test_load_dataset_reads_the_folder(prepared, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.load_dataset("parquet", data_dir=str(prepared[0]), split="train", cache_dir=str(tmp_path))
+    assert len(table) == 6 and table.column_names == ["order_id", "data"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_truncated_tar_keeps_the_scenes_before_the_damage(raw, tmp_path, workers):
+def test_a_truncated_tar_keeps_the_scenes_before_the_damage_and_is_tried_again(raw, tmp_path, workers):
     whole = (raw / "part0.tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         third = next(m.offset for m in tar.getmembers() if m.name.startswith("synth-0-000002"))
@@ -99,7 +117,26 @@ def test_a_truncated_tar_keeps_the_scenes_before_the_damage(raw, tmp_path, worke
     (tmp_path / "raw" / "cut.tar").write_bytes(whole[: third + 2000])
     report = prepare(tmp_path / "raw", tmp_path / "out", CONFIG, workers=workers, progress=False)
     assert report.rows == 2
-    assert [skipped.order_id for skipped in report.skipped] == ["cut.tar"]
+    assert [damaged.order_id for damaged in report.damaged] == ["cut.tar"]
+    (tmp_path / "raw" / "cut.tar").write_bytes(whole)
+    assert prepare(tmp_path / "raw", tmp_path / "out", CONFIG, progress=False) == (1, 0, 3, (), ())
+
+
+def test_another_tar_of_the_same_name_is_prepared_again(raw, tmp_path):
+    (tmp_path / "raw").mkdir()
+    for part in ("part0.tar", "part1.tar"):
+        (tmp_path / "raw" / "x.tar").write_bytes((raw / part).read_bytes())
+        assert prepare(tmp_path / "raw", tmp_path / "out", CONFIG, progress=False).shards == 1
+
+
+def test_a_scene_whose_row_no_reader_would_take_is_left_out(raw, tmp_path, monkeypatch):
+    def overflowing(points, num_points, seed):
+        sample = sample_points(points, num_points, seed)
+        return dataclasses.replace(sample, gt_segments=sample.gt_segments * np.float32(np.inf))
+
+    monkeypatch.setattr("wireframe.prepare.sample_points", overflowing)
+    report = prepare(raw / "part0.tar", tmp_path, CONFIG, progress=False)
+    assert report.rows == 0 and len(report.skipped) == 3 and "gt_segments" in report.skipped[0].reason
 
 
 def test_keep_all_keeps_scenes_without_ground_truth(raw, tmp_path):

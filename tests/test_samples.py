@@ -1,4 +1,5 @@
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenes import random_scene
-from wireframe.errors import SampleError, ShardError
+from wireframe.errors import MissingPackageError, SampleError, ShardError
 from wireframe.fusion import fuse_views
-from wireframe.samples import iter_sample_rows, list_parquet, read_sample, write_parquet, write_sample
+from wireframe.samples import is_sampled, iter_sample_rows, list_parquet, read_sample, write_parquet, write_sample
 from wireframe.sampling import sample_points
 
 
@@ -55,12 +56,42 @@ def test_a_row_without_ground_truth_has_empty_arrays():
         ({"center": np.zeros(4, np.float32)}, "center has shape"),
         ({"xyz_norm": np.full((32, 3), np.nan, np.float32)}, "NaN or infinity"),
         ({"gt_edges": np.full((4, 2), 99, np.int32)}, "outside gt_vertices"),
-        ({"source": np.array(["a"] * 32)}, "dtype"),
+        ({"source": np.array(["a"] * 32)}, "source has dtype <U1"),
+        ({"class_id": np.full(32, 300, np.int64)}, "class_id has dtype int64"),
+        ({"class_id": np.full(32, 2.0)}, "class_id has dtype float64"),
+        ({"gt_edges": np.full((4, 2), 1 << 40)}, "gt_edges has dtype int64"),
+        ({"gt_edge_classes": np.full(4, 1 << 63, np.uint64)}, "gt_edge_classes has dtype uint64"),
+        ({"xyz_norm": np.zeros((32, 3), np.int64)}, "xyz_norm has dtype int64"),
+        ({"mask": np.ones(32, np.uint8)}, "mask has dtype uint8"),
+        ({"class_id": np.full(32, 13, np.uint8)}, "class_id runs from 13 to 13, expected 0 to 12"),
+        ({"source": np.full(32, 2, np.uint8)}, "source runs"),
+        ({"visible_src": np.full(32, 3, np.uint8)}, "visible_src runs"),
+        ({"behind": np.full(32, 28, np.int16)}, "behind runs from 28 to 28, expected -1 to 27"),
+        ({"behind": np.full(32, -2, np.int16)}, "behind runs"),
+        ({"visible_id": np.full(32, 256, np.int16)}, "visible_id runs"),
+        ({"vote_frac": np.full(32, 1e300)}, "vote_frac holds NaN or infinity"),
+        ({"scale": np.float32(0)}, "scale is 0.0, expected a positive number"),
+        ({"scale": np.float64(1e-60)}, "scale is 0.0"),
+        ({"scale": np.float32(-1)}, "scale is -1.0"),
     ],
 )
 def test_bad_arrays_are_named(arrays, message):
     with pytest.raises(SampleError, match=message):
         read_sample(row_with(**arrays))
+
+
+def test_wider_arrays_that_hold_the_same_values_are_read():
+    before, row = sample(), row_with(class_id=sample().class_id.astype(np.int64), center=sample().center.astype(float))
+    after = read_sample(row)
+    assert after.class_id.dtype == np.uint8 and np.array_equal(after.class_id, before.class_id)
+    assert after.center.dtype == np.float32 and np.array_equal(after.center, before.center)
+
+
+@pytest.mark.parametrize("row", [None, [], {}, {"order_id": "a\x1b[2J", "data": b""}, {"order_id": "x", "data": b"PK"}])
+def test_what_is_no_row_is_refused_in_one_printable_line(row):
+    with pytest.raises(SampleError) as problem:
+        read_sample(row)
+    assert str(problem.value).isprintable()
 
 
 def test_pickled_arrays_are_refused():
@@ -115,6 +146,78 @@ def test_what_is_not_parquet_is_a_shard_error(tmp_path):
         list(iter_sample_rows(tmp_path))
     with pytest.raises(ShardError, match="no Parquet shards"):
         list_parquet(tmp_path / "nowhere")
+
+
+def test_a_real_path_with_the_characters_of_a_glob_is_found(tmp_path):
+    folder = tmp_path / "set[1]"
+    folder.mkdir()
+    write_parquet([write_sample(sample())], folder / "a[1].parquet")
+    paths = [str(folder / "a[1].parquet")]
+    assert list_parquet(folder) == list_parquet(folder / "a[1].parquet") == paths
+    assert len(list(iter_sample_rows(folder / "a[1].parquet"))) == 1
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"order_id": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ShardError, match="lacks the columns"):
+        list(iter_sample_rows(tmp_path))
+
+
+def test_sampled_sources_are_told_from_raw_ones(tmp_path):
+    for name in ("rows/deep/a.parquet", "raw/a.tar", "both/a.parquet", "both/b.tar.gz", "empty/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    for sampled in ("rows", "rows/deep/a.parquet", "rows/**/*.parquet", "rows/deep/*", "rows/nowhere.parquet"):
+        assert is_sampled(tmp_path / sampled), sampled
+    for raw in ("raw", "raw/a.tar", "raw/*", "both", "empty", "nowhere"):
+        assert not is_sampled(tmp_path / raw), raw
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with a sampled, a raw and a gated data set."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    buffer = io.BytesIO()
+    write = pytest.importorskip("pyarrow.parquet").write_table
+    write(pytest.importorskip("pyarrow").Table.from_pylist([write_sample(sample())]), buffer)
+    files = {"datasets/o/rows/b.parquet": buffer.getvalue(), "datasets/o/rows/a.parquet": buffer.getvalue(),
+             "datasets/o/raw/a.tar": b"", "datasets/o/broken/a.parquet": b"PAR1"}
+
+    class Files:
+        def isfile(self, path):
+            if "gated" in path:
+                raise PermissionError("gated\nrepository")
+            return path.removeprefix("hf://") in files
+
+        def glob(self, pattern):
+            return [path for path in files if path.startswith(pattern.removeprefix("hf://").removesuffix("**"))]
+
+        def open(self, path, mode):
+            return io.BytesIO(files[path.removeprefix("hf://")])
+
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Files)
+
+
+def test_sampled_rows_come_from_the_hub(hub):
+    assert is_sampled("hf://datasets/o/rows") and not is_sampled("hf://datasets/o/raw")
+    assert list_parquet("hf://datasets/o/rows/") == [f"hf://datasets/o/rows/{name}.parquet" for name in "ab"]
+    assert list_parquet("hf://datasets/o/rows/b.parquet") == ["hf://datasets/o/rows/b.parquet"]
+    assert list(iter_sample_rows("hf://datasets/o/rows")) == [write_sample(sample())] * 2
+
+
+def test_what_the_hub_refuses_is_a_shard_error(hub, monkeypatch):
+    for call in (is_sampled, list_parquet):
+        with pytest.raises(ShardError, match=r"cannot be listed \(gated repository\)"):
+            call("hf://datasets/o/gated")
+    with pytest.raises(ShardError, match="no Parquet shards"):
+        list_parquet("hf://datasets/o/raw")
+    with pytest.raises(ShardError, match=r"a\.parquet: not a readable Parquet file"):
+        list(iter_sample_rows("hf://datasets/o/broken"))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for call in (is_sampled, list_parquet):
+        with pytest.raises(MissingPackageError, match="pip install huggingface-hub"):
+            call("hf://datasets/o/rows")
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):

@@ -108,6 +108,33 @@ def test_a_bad_view_is_dropped_with_its_reason_and_the_others_stay(reason):
     assert reason in dropped.reason and "\n" not in dropped.reason
 
 
+def test_a_truncated_image_is_refused_whatever_another_package_has_told_pil(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    row = raw_row(2)
+    row["ade"][1] = png(label_maps(0)[2])[:200]
+    assert [view.index for view in read_scene(row).dropped] == [1]
+
+
+@pytest.mark.parametrize("value, hidden", [
+    *((value, True) for value in (True, np.bool_(True), 1, 1.0, " True ", "1", "1.0", b"1")),
+    *((value, False) for value in (False, np.bool_(False), 0, 0.0, "False", "0", b"0", "", None, [1])),
+])
+def test_a_pose_only_flag_reads_the_same_everywhere(value, hidden):
+    from wireframe.raw_rows import _entries
+    from wireframe.rivals import _has_camera
+
+    row = raw_row(2)
+    row["pose_only_in_colmap"] = [False, value]
+    assert bool(read_scene(row).dropped) is hidden
+    assert _entries("pose_only_in_colmap", row["pose_only_in_colmap"], row["image_ids"]) == [False, hidden]
+    assert _has_camera(row, 1) is not hidden
+
+
+def test_more_views_than_the_vote_can_take_are_refused():
+    with pytest.raises(SceneError, match="257 views, above the cap of 256"):
+        read_scene({"order_id": "house1", "image_ids": ["a"] * 257})
+
+
 def test_slightly_rounded_rotations_are_kept():
     row = raw_row(2)
     row["R"] = np.round(row["R"], 4)

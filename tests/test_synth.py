@@ -377,7 +377,23 @@ def test_a_damaged_or_differently_configured_shard_is_made_anew(tmp_path):
 @pytest.mark.parametrize("change", [
     {"width": 3}, {"roof_types": ("dome",), "roof_weights": (1.0,)}, {"depth_missing_prob": 1.5},
     {"views_range": (6, 4)}, {"views_range": (1, 4)}, {"roof_weights": (1.0,)}, {"colmap_sigma": -1.0},
+    {"views_range": (4.5, 6)}, {"views_range": (4, 6, 8)}, {"views_range": 4}, {"trees_range": (0, 2.0)},
+    {"roof_types": (1,)}, {"roof_types": "gable"}, {"roof_types": ()}, {"roof_weights": ("a",) * 6},
+    {"roof_weights": (-1.0, 2, 1, 1, 1, 1)}, {"roof_weights": (0,) * 6}, {"roof_weights": (float("nan"),) * 6},
+    {"pitch_range": (0.5, float("inf"))}, {"pitch_range": (True, 1)}, {"focal_range": (0.0, 1.0)}, {"depth_far": 0},
+    {"depth_far": float("nan")}, {"aim_sigma": "0.4"}, {"width": 320.0}, {"garage_prob": None},
+    {"min_vertex_distance": 10**400}, {"colmap_points": -1},
 ])
-def test_impossible_configurations_are_refused(change):
-    with pytest.raises(ConfigError):
+def test_impossible_configurations_are_refused_by_name(change):
+    with pytest.raises(ConfigError, match="image size" if change == {"width": 3} else next(iter(change))):
         SynthConfig(**change)
+
+
+def test_settings_are_json_or_text():
+    config = SynthConfig().changed(["roof_types=gable", "roof_weights=[1]", "aim_sigma=1", "views_range=[3, 5]"])
+    assert config == SynthConfig.only("gable", aim_sigma=1, views_range=(3, 5))
+    for setting, name in (("width=wide", "width"), ("roof_types=dome", "dome"), ("aim_sigma=NaN", "aim_sigma"),
+                          ("width", "unknown setting"), ("hight=3", "hight"), ("views_range=" + "[" * 9999, "views")):
+        with pytest.raises(ConfigError, match=name) as problem:
+            SynthConfig().changed([setting])
+        assert len(str(problem.value)) < 1500

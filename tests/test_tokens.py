@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from batches import random_batch
-from wireframe.tokens import KEYS, Tokenizer, token_width
+from wireframe.tokens import MODEL_INPUTS, Tokenizer, token_width
 
 
 def test_every_column_of_a_token_is_the_documented_one():
@@ -44,7 +44,7 @@ def test_half_precision_and_autocast_leave_the_fourier_features_alone():
             assert torch.equal(tokenizer.pos_enc(batch["xyz_norm"]), expected)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", MODEL_INPUTS)
 def test_a_missing_or_ill_shaped_array_is_named(key):
     batch = random_batch()
     value = batch.pop(key)

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 
 from scenes import random_scene
-from wireframe import hashing
 from wireframe.errors import CheckpointError, ConfigError, SampleError, WireframeError
 from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver, PerceiverConfig
@@ -16,7 +15,7 @@ from wireframe.train import checkpoints
 from wireframe.train.config import BASE_CONFIG, AugmentConfig, StageConfig, load_config, parse_config
 from wireframe.train.data import TrainingSet, load_training_set
 from wireframe.train.loop import train
-from wireframe.train.loss import confidence_loss, endpoint_loss, match_loss
+from wireframe.train.loss import confidence_target, endpoint_loss, match_loss
 
 SMALL_MODEL = {
     "hidden": 32, "ff": 48, "latent_tokens": 8, "latent_layers": 2, "decoder_layers": 1, "num_heads": 2,
@@ -106,6 +105,35 @@ def test_another_configuration_does_not_resume(data, finished):
         train(settings(seed=1), data, finished.parent, progress=False)
 
 
+def test_other_data_does_not_resume(data, finished, tmp_path):
+    rows = [write_sample(sample_points(fuse_views(random_scene(i), 50), 32)) for i in range(5, 9)]
+    write_parquet(rows, tmp_path / "other.parquet")
+    with pytest.raises(CheckpointError, match="other data"):
+        train(settings(), [tmp_path / "other.parquet", data[1]], finished.parent, progress=False)
+
+
+def test_another_thread_count_is_reported(data, tmp_path, capsys):
+    train(settings(), data, tmp_path, progress=False, stop_after=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        train(settings(), data, tmp_path, progress=False, stop_after=4)
+    finally:
+        torch.set_num_threads(before)
+    assert "the bits will differ" in capsys.readouterr().err
+
+
+def test_training_gives_the_callers_random_state_back(data, tmp_path):
+    before = torch.get_rng_state()
+    train(settings(), data, tmp_path, progress=False, stop_after=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_sets_of_one_size_are_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match="two --data have rows of 32 points"):
+        train(settings(), [data[0], data[0], data[1]], tmp_path, progress=False)
+
+
 def test_training_lowers_the_loss(data, tmp_path):
     stage = {"name": "a", "points": 64, "steps": 60, "batch_size": 5, "lr": 3e-3}
     config = settings(stages=[stage], log_every=1, augment={"rotate": False, "flip": False})
@@ -167,12 +195,15 @@ def test_learning_rate_rises_stays_and_falls():
     assert stage.lr_at(90) == pytest.approx(1.0) and stage.lr_at(99) == pytest.approx(0.1)
 
 
-def test_confidence_target_is_the_mass_sent_to_real_targets():
+def test_confidence_by_mass_is_what_a_query_sends_to_real_targets():
     plan = torch.tensor([[[0.9, 0.3], [0.0, 0.5]]])
-    mask = torch.tensor([[True, False]])
-    logits = torch.tensor([[2.0, -2.0]])
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([[0.9, 0.0]]))
-    assert torch.allclose(confidence_loss(logits, plan, mask), expected[None])
+    assert confidence_target(plan, torch.tensor([[True, False]]), "mass").tolist() == [[pytest.approx(0.9), 0.0]]
+
+
+def test_confidence_by_rank_counts_duplicates_as_found_and_distant_queries_as_not():
+    plan = torch.tensor([[[0.3, 0.0], [0.3, 0.0], [0.3, 0.0], [0.03, 0.0], [0.0, 0.01]]])
+    found = confidence_target(plan, torch.tensor([[True, True]]), "rank")[0]
+    assert torch.allclose(found, torch.tensor([0.93, 0.93, 0.93, 0.093, 0.01]), atol=1e-6)
 
 
 def test_match_loss_pulls_every_target_with_weight_one_however_far_it_is():
@@ -216,10 +247,14 @@ def test_base_configuration_states_the_published_architecture_and_recipe():
         ("model.hiden=3", "unknown key"),
         ("sead=3", "unknown key sead"),
         ("stages.0.lr=-1", r"stages\[0\].lr must be positive"),
+        ("stages.0.conf_target=luck", "conf_target must be one of mass, rank"),
         ("stages.7.lr=1", "no element 7"),
         ("model.hidden=true", "hidden"),
         ("loss.eps=0", "loss.eps must be positive"),
         ("log_every=0", "log_every"),
+        ("optimizer.beta1=2", "optimizer.beta1"),
+        ("optimizer.grad_clip=-1", "optimizer.grad_clip"),
+        ("loss.w_mid=-1", "loss.w_mid"),
         ("seed=abc", "seed must be of type int"),
         ("nonsense", "takes a.b=value"),
     ],
@@ -247,4 +282,3 @@ def test_the_trained_model_loads_and_predicts(finished, data):
     inputs, _, _ = load_training_set(data[0], 8).batch(0, 0, 0, 0, 2, AugmentConfig())
     with torch.no_grad():
         assert torch.isfinite(model(inputs).segments).all()
-    assert hashing.scene_key("a") != hashing.scene_key("b")

@@ -6,23 +6,32 @@ configuration, versions, SHA-256 of the two tensor files).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from wireframe.errors import CheckpointError
+from wireframe.files import sha256
 from wireframe.perceiver import Perceiver
 from wireframe.train.config import TrainConfig
 
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors")
 
 
-def save(out: Path, step: int, model: Perceiver, optimizer: torch.optim.Optimizer, config: TrainConfig) -> Path:
+def save(
+    out: Path,
+    step: int,
+    model: Perceiver,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    data: dict[str, str],
+) -> Path:
     """Writes the checkpoint of ``step`` and drops those beyond ``config.keep_checkpoints``."""
     from safetensors.torch import save_file
 
@@ -38,8 +47,9 @@ def save(out: Path, step: int, model: Perceiver, optimizer: torch.optim.Optimize
         state = {
             "step": step,
             "config": config.to_dict(),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
-            "sha256": {name: _sha256(temporary / name) for name in _TENSOR_FILES},
+            "data": data,
+            "environment": _environment(),
+            "sha256": {name: sha256(temporary / name) for name in _TENSOR_FILES},
         }
         (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
         for path in (*temporary.iterdir(), temporary):
@@ -53,12 +63,16 @@ def save(out: Path, step: int, model: Perceiver, optimizer: torch.optim.Optimize
     return final
 
 
-def latest(out: Path, warn=print) -> Path | None:
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def latest(out: Path, warn: Callable[[str], None] = _warn) -> Path | None:
     """The newest checkpoint whose hashes hold; broken ones are reported through ``warn`` and passed over."""
     for path in reversed(_checkpoints(out)):
         try:
             hashes = json.loads((path / "state.json").read_text())["sha256"]
-            if all(hashes[name] == _sha256(path / name) for name in _TENSOR_FILES):
+            if all(hashes[name] == sha256(path / name) for name in _TENSOR_FILES):
                 return path
             warn(f"checkpoint {path} is corrupt (its SHA-256 differs); passing it over")
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -66,11 +80,24 @@ def latest(out: Path, warn=print) -> Path | None:
     return None
 
 
-def load(path: Path, model: Perceiver, optimizer: torch.optim.Optimizer, config: TrainConfig) -> int:
+def load(
+    path: Path,
+    model: Perceiver,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    data: dict[str, str],
+    warn: Callable[[str], None] = _warn,
+) -> int:
     """Restores model and optimiser in place; returns the number of finished steps.
 
+    Another torch, NumPy or thread count is reported through ``warn``: training goes on, with other bits than an
+    uninterrupted run.
+
+    Args:
+        data: fingerprint of the training set by number of points.
+
     Raises:
-        CheckpointError: the checkpoint belongs to another configuration.
+        CheckpointError: the checkpoint belongs to another configuration or other data.
     """
     from safetensors.torch import load_file
 
@@ -81,6 +108,10 @@ def load(path: Path, model: Perceiver, optimizer: torch.optim.Optimizer, config:
         raise CheckpointError(
             f"{path} was trained with another configuration ({', '.join(differing)}); choose another --out"
         )
+    if state["data"] != data:
+        raise CheckpointError(f"{path} was trained on other data; choose another --out")
+    if state["environment"] != _environment():
+        warn(f"{path} was made with {state['environment']}, this is {_environment()}: the bits will differ")
     model.load_state_dict(load_file(path / _TENSOR_FILES[0]))
     tensors = load_file(path / _TENSOR_FILES[1])
     for name, parameter in model.named_parameters():
@@ -88,6 +119,10 @@ def load(path: Path, model: Perceiver, optimizer: torch.optim.Optimizer, config:
             key: tensors[f"{key}:{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}:{name}" in tensors
         }
     return int(state["step"])
+
+
+def _environment() -> dict:
+    return {"torch": torch.__version__, "numpy": np.__version__, "threads": torch.get_num_threads()}
 
 
 # Settings that change what is written down, not what is computed.
@@ -104,14 +139,6 @@ def _optimizer_tensors(model: Perceiver, optimizer: torch.optim.Optimizer) -> di
 
 def _checkpoints(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step-*"))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

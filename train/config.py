@@ -13,6 +13,8 @@ from wireframe.errors import ConfigError
 from wireframe.graph import GraphConfig
 from wireframe.perceiver import PerceiverConfig
 
+CONF_TARGETS = ("mass", "rank")
+
 # The published recipe.
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.json"
 
@@ -58,7 +60,9 @@ class StageConfig:
     """One stage: ``steps`` optimiser steps on rows of ``points`` points.
 
     The learning rate rises linearly over ``warmup`` steps, stays at ``lr`` and falls linearly to 0 over the last
-    ``cooldown`` steps. ``endpoint_weight`` weighs the symmetric endpoint L1 against the detached plan.
+    ``cooldown`` steps. ``endpoint_weight`` weighs the symmetric endpoint L1 against the detached plan. ``conf_target``
+    is "mass", the share of a query that the plan sends to real targets, or "rank", how close a query comes to the best
+    one of its target: near-duplicates, which the graph merges, then all count as found.
     """
 
     name: str
@@ -69,6 +73,7 @@ class StageConfig:
     warmup: int = 0
     cooldown: int = 0
     endpoint_weight: float = 0.0
+    conf_target: str = "mass"
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the ``step``-th step of this stage, from 0."""
@@ -192,12 +197,25 @@ def _check(config: TrainConfig) -> None:
         for name in ("points", "steps", "batch_size", "lr"):
             if getattr(stage, name) <= 0:
                 raise ConfigError(f"stages[{i}].{name} must be positive, got {getattr(stage, name)}")
+        if stage.conf_target not in CONF_TARGETS:
+            raise ConfigError(f"stages[{i}].conf_target must be one of {', '.join(CONF_TARGETS)}")
         for name in ("warmup", "cooldown", "endpoint_weight"):
             if getattr(stage, name) < 0:
                 raise ConfigError(f"stages[{i}].{name} must not be negative, got {getattr(stage, name)}")
     for name in ("eps", "iters", "dustbin"):
         if getattr(config.loss, name) <= 0:
             raise ConfigError(f"loss.{name} must be positive, got {getattr(config.loss, name)}")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(config.optimizer, name) < 1:
+            raise ConfigError(f"optimizer.{name} must be in [0, 1), got {getattr(config.optimizer, name)}")
+    for name in ("weight_decay", "conf_head_weight_decay"):
+        if getattr(config.optimizer, name) < 0:
+            raise ConfigError(f"optimizer.{name} must not be negative, got {getattr(config.optimizer, name)}")
+    if config.optimizer.grad_clip <= 0:
+        raise ConfigError(f"optimizer.grad_clip must be positive, got {config.optimizer.grad_clip}")
+    for name in ("w_mid", "w_dir", "w_len", "conf_weight"):
+        if getattr(config.loss, name) < 0:
+            raise ConfigError(f"loss.{name} must not be negative, got {getattr(config.loss, name)}")
     for name in ("log_every", "save_every", "keep_checkpoints"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import numpy as np
@@ -48,6 +49,13 @@ class TrainingSet:
     @property
     def points(self) -> int:
         return self.inputs["mask"].shape[1]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the scene ids, inputs and targets, in their order."""
+        digest = hashlib.sha256("\n".join(self.order_ids).encode())
+        for tensor in (*self.inputs.values(), self.segments, self.segment_mask):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
     def batch(
         self, seed: int, stage: int, step: int, start: int, size: int, augment: AugmentConfig

@@ -14,13 +14,12 @@ import torch
 
 from wireframe import hashing
 from wireframe.errors import ConfigError, WireframeError
+from wireframe.files import atomic_write
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
 from wireframe.train.config import OptimizerConfig, StageConfig, TrainConfig
 from wireframe.train.data import TrainingSet, load_training_set
 from wireframe.train.loss import training_loss
-
-_DROPOUT = 7 << 32
 
 
 def train(
@@ -49,14 +48,21 @@ def train(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    sets = {s.points: s for s in (load_training_set(source, config.model.segments) for source in data)}
+    sets: dict[int, TrainingSet] = {}
+    for source in data:
+        found = load_training_set(source, config.model.segments)
+        if found.points in sets:
+            raise ConfigError(f"two --data have rows of {found.points} points; give one set for each number of points")
+        sets[found.points] = found
+    fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
     for stage in config.stages:
         if stage.points not in sets:
             raise ConfigError(f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}")
-    with _deterministic():
+    # Dropout draws from torch's generator; the caller's is given back as it was.
+    with _deterministic(), torch.random.fork_rng(devices=[]):
         model, optimizer = _start(config)
         found = checkpoints.latest(out)
-        step = checkpoints.load(found, model, optimizer, config) if found else 0
+        step = checkpoints.load(found, model, optimizer, config, fingerprints) if found else 0
         last = min(config.steps, stop_after or config.steps)
         with _Log(out / "log.jsonl", step, config, last, progress) as log:
             while step < last:
@@ -64,7 +70,7 @@ def train(
                 step += 1
                 log.write(step, losses)
                 if step % config.save_every == 0 or step == last:
-                    found = checkpoints.save(out, step, model, optimizer, config)
+                    found = checkpoints.save(out, step, model, optimizer, config, fingerprints)
     if step < config.steps:
         return found
     model.eval().save_pretrained(out / "model")
@@ -113,8 +119,8 @@ def _step(
         config.seed, index, step, local * stage.batch_size, stage.batch_size, config.augment
     )
     # Dropout masks are a function of (seed, step), whatever ran before in this process.
-    torch.manual_seed(int(hashing.hash64(config.seed, 0, _DROPOUT, torch.tensor([step]).numpy())[0] >> 1))
-    losses = training_loss(model(inputs), target, target_mask, config.loss, stage.endpoint_weight)
+    torch.manual_seed(int(hashing.hash64(config.seed, 0, hashing.DROPOUT, torch.tensor([step]).numpy())[0] >> 1))
+    losses = training_loss(model(inputs), target, target_mask, config.loss, stage.endpoint_weight, stage.conf_target)
     if not torch.isfinite(losses.total):
         raise WireframeError(f"the loss of step {step} is not finite; resume with a lower stages.{index}.lr")
     optimizer.zero_grad(set_to_none=True)
@@ -140,8 +146,9 @@ class _Log:
         if path.exists():
             # Lines behind the checkpoint we resume from will be written again.
             kept = [line for line in path.read_text().splitlines() if _line_step(line) <= step]
-        self._file = open(path, "w", encoding="utf-8")
-        self._file.writelines(line + "\n" for line in kept)
+        with atomic_write(path) as file:
+            file.writelines(line.encode() + b"\n" for line in kept)
+        self._file = open(path, "a", encoding="utf-8")
         self._every, self._last = config.log_every, last
         self._bar = tqdm(total=last, initial=step, disable=not progress, desc="train", unit="step")
         self._clock, self._clock_step = time.perf_counter(), step

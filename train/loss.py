@@ -35,6 +35,7 @@ def training_loss(
     target_mask: Tensor,  # [B, M]
     config: LossConfig,
     endpoint_weight: float,
+    conf_target: str = "mass",
 ) -> Losses:
     """The loss of a batch.
 
@@ -44,6 +45,7 @@ def training_loss(
         target_mask: bool [B, M], True = real.
         config: weights and Sinkhorn settings.
         endpoint_weight: 0 switches the endpoint term off.
+        conf_target: "mass" or "rank", see ``confidence_target``.
     """
     _, plan = ops.segment_matching(
         prediction.segments.detach(),
@@ -56,7 +58,8 @@ def training_loss(
     )
     per_target = target_mask.sum(1).clamp(min=1)
     match = (match_loss(prediction.segments, target, target_mask, plan, config.weights) / per_target).mean()
-    conf = confidence_loss(prediction.conf, plan, target_mask).mean()
+    wanted = confidence_target(plan, target_mask, conf_target)
+    conf = F.binary_cross_entropy_with_logits(prediction.conf, wanted, reduction="none").mean(1).mean()
     endpoint = match.new_zeros(())
     if endpoint_weight > 0:
         endpoint = (endpoint_loss(prediction.segments, target, target_mask, plan) / per_target).mean()
@@ -78,10 +81,21 @@ def match_loss(
     return (share * cost).masked_fill(~target_mask[:, None, :], 0.0).sum((1, 2))
 
 
-def confidence_loss(conf: Tensor, plan: Tensor, target_mask: Tensor) -> Tensor:
-    """Binary cross-entropy [B] of the logits [B, S] against the mass each query sends to real targets."""
-    mass = plan.masked_fill(~target_mask[:, None, :], 0.0).sum(2).clamp(0.0, 1.0)
-    return F.binary_cross_entropy_with_logits(conf, mass, reduction="none").mean(1)
+def confidence_target(
+    plan: Tensor,  # [B, S, M]
+    target_mask: Tensor,  # [B, M]
+    kind: str,
+) -> Tensor:
+    """What the confidence of each query should be, [B, S] in [0, 1].
+
+    "mass": the mass the query sends to real targets. "rank": over the targets, the query's mass relative to the best
+    query's, times the target's matched mass.
+    """
+    plan = plan.masked_fill(~target_mask[:, None, :], 0.0)
+    if kind == "mass":
+        return plan.sum(2).clamp(0.0, 1.0)
+    best = plan.amax(1, keepdim=True).clamp(min=1e-30)
+    return (plan / best * plan.sum(1, keepdim=True)).amax(2).clamp(0.0, 1.0)
 
 
 def endpoint_loss(pred: Tensor, target: Tensor, target_mask: Tensor, plan: Tensor) -> Tensor:

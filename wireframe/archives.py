@@ -6,6 +6,8 @@ import io
 import zipfile
 import zlib
 
+from wireframe.errors import one_line
+
 MAX_MEMBERS = 4096
 MAX_MEMBER_BYTES = 256 << 20
 MAX_RATIO = 200
@@ -15,12 +17,6 @@ RATIO_FREE_BYTES = 1 << 20
 
 class ArchiveError(ValueError):
     """A ZIP cannot be read; ``str(error)`` is one line without the name of the scene."""
-
-
-def one_line(error: object) -> str:
-    """The text of another package's error on one line, at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def open_zip(data: bytes, max_members: int = MAX_MEMBERS) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:

@@ -1,7 +1,7 @@
 """The command ``wireframe``: doctor, synth, prepare, train, predict, eval, demo.
 
-Exit status: 0 done, 1 done but nothing came of it (every scene failed), 2 wrong input, 130 interrupted. Errors are one
-line on stderr; ``--debug`` shows the traceback.
+Exit status: 0 done, 1 done but nothing came of it (every scene failed) or a shard broke off, 2 wrong input, 3 a fault
+of ours, 130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import wireframe
-from wireframe.errors import WireframeError
+from wireframe.errors import WireframeError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
-        print("wireframe: interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"wireframe {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (a pager, head): not an error of ours.
@@ -30,8 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     except (WireframeError, OSError) as problem:
         if arguments.debug:
             raise
-        print(f"wireframe {arguments.command}: {' '.join(str(problem).split())}", file=sys.stderr)
+        print(f"wireframe {arguments.command}: {one_line(problem, 2000)}", file=sys.stderr)
         return 2
+    except Exception as problem:
+        if arguments.debug:
+            raise
+        fault = f"{type(problem).__name__}: {one_line(problem)}"
+        print(f"wireframe {arguments.command}: a fault of ours, {fault}; --debug shows where", file=sys.stderr)
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +90,7 @@ def _probability(text: str) -> float:
 
 
 def _workers(command: argparse.ArgumentParser) -> None:
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command.add_argument("--workers", type=_positive, default=cores, help=f"processes (default {cores})")
 
 
@@ -161,11 +167,17 @@ def _prepare(arguments: argparse.Namespace) -> int:
     )
     resumed = f" ({report.resumed} were already there)" if report.resumed else ""
     print(f"{report.rows} rows in {report.shards + report.resumed} shards{resumed} in {arguments.out}")
-    for scene in report.skipped[:20]:
-        print(f"left out {scene.order_id}: {scene.reason}", file=sys.stderr)
-    if len(report.skipped) > 20:
-        print(f"... and {len(report.skipped) - 20} more, all in manifest.json", file=sys.stderr)
-    return 0 if report.rows else 1
+    _print_failures("left out", report.skipped)
+    _print_failures("broke off:", report.damaged)
+    worked = report.rows > 0 or not (report.shards + report.resumed)
+    return 0 if worked and not report.damaged else 1
+
+
+def _print_failures(what: str, failures) -> None:
+    for scene in failures[:20]:
+        print(one_line(f"{what} {scene.order_id}: {scene.reason}"), file=sys.stderr)
+    if len(failures) > 20:
+        print(f"... and {len(failures) - 20} more", file=sys.stderr)
 
 
 def _train_arguments(command: argparse.ArgumentParser) -> None:
@@ -230,9 +242,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         progress=not arguments.quiet,
     )
-    for order_id, reason in failures[:20]:
-        print(f"empty solution for {order_id}: {reason}", file=sys.stderr)
-    print(f"{count} scenes in {arguments.out}; {len(failures)} could not be read and have the empty solution")
+    _print_failures("failed:", failures)
+    print(f"{count} scenes in {arguments.out}; {len(failures)} failures, where a scene has the empty solution")
     return 0 if count > len(failures) else 1
 
 

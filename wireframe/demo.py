@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wireframe.assets import DEMO_DUMMIES, DEMO_MODEL
+from wireframe.errors import WireframeError
 from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
 from wireframe.graph import Wireframe
@@ -115,9 +117,12 @@ def _predict_all(tars: list[str], workers: int, report: Callable[[int], None]) -
     samples = (sample for tar in tars for sample in iter_samples(tar))
     # Spawned, one thread each: predictions and timings then do not depend on the number of workers.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for scene in pool.map(predict_scene, samples):
-            report(1)
-            yield scene
+        try:
+            for scene in pool.map(predict_scene, samples):
+                report(1)
+                yield scene
+        except BrokenProcessPool:
+            raise WireframeError("a worker was killed (out of memory?); run again with fewer --workers") from None
 
 
 def _one_thread() -> None:

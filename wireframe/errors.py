@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """The text with its unprintable characters (ESC, line ends, lone surrogates) written as escapes.
+
+    Names out of a stranger's file go to the terminal through this, so that they cannot steer it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """The text of an error on one printable line of at most ``limit`` characters; its type where it has no text."""
+    text = printable(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class WireframeError(Exception):
     """Base of every error this package raises about its input; ``str(error)`` is one line."""
 

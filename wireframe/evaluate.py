@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from wireframe.errors import ScoreError, WireframeError
+from wireframe.errors import ScoreError, ShardError, WireframeError
 from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
 from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
-from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.samples import is_sampled, iter_sample_rows, list_parquet, read_sample
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
 from wireframe.scoring import Outcome, require_hoho, score_many, summarise
-from wireframe.shards import iter_rows
+from wireframe.shards import iter_rows, list_shards
 
 
 class Failure(NamedTuple):
@@ -48,18 +48,22 @@ def predict_file(
     """Predicts every raw scene of ``source`` into one JSON file, written whole or not at all.
 
     The file is a list of ``{"order_id", "wf_vertices" [V][3] metres, "wf_edges" [E][2]}``. A scene that cannot be read
-    gets the empty solution and is reported.
+    gets the empty solution and is reported; where a tar breaks off, that is one more failure and the scenes before it
+    are kept.
 
     Returns:
-        How many scenes there are, and the failures among them.
+        How many scenes there are, and the failures.
 
     Raises:
-        ShardError: the source cannot be read.
+        ShardError: the source holds no tar.
     """
     from tqdm import tqdm
 
+    list_shards(source)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     entries, failures = [], []
-    for row in tqdm(iter_rows(source, limit), disable=not progress, desc="predict", unit="scene"):
+    rows = _whole_rows(iter_rows(source, limit), source, failures)
+    for row in tqdm(rows, disable=not progress, desc="predict", unit="scene"):
         try:
             predicted = predict_wireframe(row, model, graph=graph)
         except WireframeError as problem:
@@ -89,14 +93,17 @@ def evaluate(
 ) -> Evaluation:
     """Predicts and scores every scene of ``source`` (raw tars, or Parquet shards of sampled rows).
 
-    A scene that cannot be read, or has no ground truth, is counted as a failure and not scored.
+    A scene that cannot be read, or has no ground truth, is counted as a failure and not scored; so is the rest of a
+    shard that breaks off.
 
     Raises:
-        ShardError: the source cannot be read. ScoreError: no scene can be scored. MissingPackageError: no hoho2025.
+        ShardError: the source holds no shard. ScoreError: no scene can be scored. MissingPackageError: no hoho2025.
     """
     from tqdm import tqdm
 
     require_hoho()
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     order_ids, pairs, failures = [], [], []
     samples = _samples(source, model.config.num_points, limit, failures)
     for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
@@ -133,9 +140,13 @@ def _samples(
     source: str | os.PathLike, num_points: int, limit: int | None, failures: list[Failure]
 ) -> Iterator[SampledScene]:
     """Sampled scenes with ground truth; the others go to ``failures``."""
-    read = _read_sampled if _is_sampled(source) else _read_raw
-    rows = iter_sample_rows(source) if _is_sampled(source) else iter_rows(source)
-    for count, row in enumerate(rows):
+    if is_sampled(source):
+        list_parquet(source)
+        read, rows = _read_sampled, iter_sample_rows(source)
+    else:
+        list_shards(source)
+        read, rows = _read_raw, iter_rows(source)
+    for count, row in enumerate(_whole_rows(rows, source, failures)):
         if count == limit:
             return
         try:
@@ -157,11 +168,12 @@ def _read_raw(row: dict, num_points: int) -> SampledScene:
     return sample_points(fuse_views(read_scene(row)), num_points)
 
 
-def _is_sampled(source: str | os.PathLike) -> bool:
-    text = os.fspath(source)
-    if text.endswith(".parquet"):
-        return True
-    return Path(text).is_dir() and any(Path(text).rglob("*.parquet"))
+def _whole_rows(rows: Iterator[dict], source: str | os.PathLike, failures: list[Failure]) -> Iterator[dict]:
+    """The rows up to where the source breaks off; the break itself goes to ``failures``."""
+    try:
+        yield from rows
+    except ShardError as problem:
+        failures.append(Failure(os.fspath(source), str(problem)))
 
 
 def _as_json(result: Evaluation) -> dict:

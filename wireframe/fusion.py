@@ -221,6 +221,8 @@ def _tiers(source: np.ndarray, visible_id: np.ndarray, behind_id: np.ndarray) ->
     group = _GESTALT_TIER[effective]
     klass = _GESTALT_CLASS[effective]
     nameless = effective < 0
+    # With today's tables neither of the two rules below applies to any point: every ADE class of tier 3 is an envelope
+    # class, which votes by its gestalt id, and `unclassified` pixels lie outside the house. They are the baseline's.
     house_by_ade = nameless & (source == ADE_LABEL) & _IS_TIER_3_ADE[visible_id]
     group[house_by_ade] = 3
     klass[house_by_ade] = POINT_CLASSES.index("other_house_part")

@@ -20,6 +20,7 @@ CENTRE_SCALE = 3 << 32
 AUGMENTATION = 4 << 32
 EPOCH_ORDER = 5 << 32
 SYNTH = 6 << 32
+DROPOUT = 7 << 32
 
 
 def depth_pixels(view: int) -> int:
@@ -79,12 +80,6 @@ def smallest(hashes: np.ndarray, k: int) -> np.ndarray:
 def uniform(seed: int, scene: int, stream: int, n: int) -> np.ndarray:
     """float64 [n], uniform in [0, 1): the top 53 bits of each hash."""
     return (hash64(seed, scene, stream, np.arange(n)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def normal(seed: int, scene: int, stream: int, n: int) -> np.ndarray:
-    """float64 [n], standard normal by the Box-Muller transform of consecutive uniforms."""
-    u = uniform(seed, scene, stream, 2 * n)
-    return np.sqrt(-2.0 * np.log1p(-u[0::2])) * np.cos(2.0 * np.pi * u[1::2])
 
 
 def generator(seed: int, scene: int, stream: int) -> np.random.Generator:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
-from wireframe.archives import one_line
-from wireframe.errors import MissingPackageError, ShardError, WireframeError
+from wireframe.errors import MissingPackageError, ShardError, WireframeError, printable
 from wireframe.member_names import MemberName
 from wireframe.npy import read_npz
 from wireframe.raw_rows import build_row
+from wireframe.samples import is_sampled, list_parquet, open_parquet
 from wireframe.scene import Scene, read_scene
-from wireframe.shards import RawSample, hub_files, iter_samples, list_shards
+from wireframe.shards import RawSample, iter_samples, list_shards
 
 MAX_MEMBERS_SHOWN = 200
 
@@ -25,31 +24,23 @@ def describe_data(source: str | os.PathLike) -> str:
     ones with their reasons, COLMAP points and ground truth. For Parquet: the columns, and the arrays of the first row.
 
     Args:
-        source: as ``wireframe.shards.list_shards``, or a ``.parquet`` file, or a folder of those.
+        source: as ``wireframe.shards.list_shards`` or, for sampled rows, ``wireframe.samples.list_parquet``.
 
     Raises:
         ShardError: nothing is there, or it cannot be read at all. A first scene that cannot be used is reported, not
             raised.
     """
-    parquet = _parquet_files(source)
-    if parquet:
-        return "\n".join(_describe_parquet(parquet))
+    lines = _describe_parquet(list_parquet(source)) if is_sampled(source) else _describe_tars(source)
+    # Names inside the source are a stranger's: they must not steer the terminal.
+    return "\n".join(printable(line) for line in lines)
+
+
+def _describe_tars(source: str | os.PathLike) -> list[str]:
     shards = list_shards(source)
     sample = next(iter_samples(shards[0]), None)
     if sample is None:
         raise ShardError(f"{shards[0]}: the tar holds no files")
-    return "\n".join([f"{os.fspath(source)}: {_plural(len(shards), 'tar')} of raw scenes", *_describe_sample(sample)])
-
-
-def _parquet_files(source: str | os.PathLike) -> list[str]:
-    path = os.fspath(source)
-    if path.endswith(".parquet"):
-        return [path]
-    if os.path.isdir(path):
-        folder = Path(path)
-        files = sorted(str(file) for file in folder.rglob("*.parquet"))
-        return files if not any(folder.rglob("*.tar*")) else []
-    return []
+    return [f"{os.fspath(source)}: {_plural(len(shards), 'tar')} of raw scenes", *_describe_sample(sample)]
 
 
 def _plural(count: int, noun: str) -> str:
@@ -109,21 +100,10 @@ def _describe_scene(scene: Scene) -> list[str]:
 
 
 def _describe_parquet(files: list[str]) -> list[str]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingPackageError("reading Parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        remote = files[0].startswith("hf://")
-        with hub_files().open(files[0], "rb") if remote else open(files[0], "rb") as stream:
-            table = pyarrow.parquet.ParquetFile(stream)
-            rows, schema = table.metadata.num_rows, table.schema_arrow
-            batch = next(table.iter_batches(batch_size=1), None)
-            first = batch.to_pylist()[0] if batch is not None and batch.num_rows else None
-    except MissingPackageError:
-        raise
-    except Exception as error:  # Arrow and the hub's client raise many types of their own.
-        raise ShardError(f"{files[0]}: not a readable Parquet file ({one_line(error)})") from None
+    with open_parquet(files[0]) as table:
+        rows, schema = table.metadata.num_rows, table.schema_arrow
+        batch = next(table.iter_batches(batch_size=1), None)
+        first = batch.to_pylist()[0] if batch is not None and batch.num_rows else None
     lines = [f"{files[0]}: Parquet with {_plural(rows, 'row')}, the first of {_plural(len(files), 'file')}",
              "columns: " + ", ".join(f"{field.name} ({field.type})" for field in schema)]
     return lines + (_describe_row(first) if first is not None else ["no rows"])

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from wireframe.archives import ArchiveError, one_line, open_zip, read_member
+from wireframe.archives import ArchiveError, open_zip, read_member
+from wireframe.errors import one_line
 
 MAX_ARRAYS = 64
 MAX_ARRAY_BYTES = 256 << 20
@@ -59,7 +60,8 @@ def read_npz(data: bytes, name: str, error: Callable[[str], Exception] = ValueEr
         archive, members = open_zip(data, MAX_ARRAYS)
         for member in members:
             stem = member.filename.removesuffix(".npy")
-            arrays[stem] = read_npy(read_member(archive, member, MAX_ARRAY_BYTES), f"{name}: array {stem}", error)
+            data = read_member(archive, member, MAX_ARRAY_BYTES)
+            arrays[stem] = read_npy(data, f"{name}: array {one_line(stem)}", error)
     except ArchiveError as problem:
         raise error(f"{name}: {problem}") from None
     return arrays

@@ -17,6 +17,10 @@ from wireframe.layers import Layer, RMSNorm, Table
 from wireframe.segments import decode_segments
 from wireframe.tokens import Tokenizer, token_width
 
+# No model comes near these; a configuration from outside that does would only exhaust the memory.
+MAX_SIZE = 1 << 16
+MAX_LAYERS = 256
+
 
 @dataclass(frozen=True)
 class PerceiverConfig:
@@ -52,6 +56,8 @@ class PerceiverConfig:
                     raise ConfigError(f"model config: dropout must be a number in [0, 1), got {value!r}")
             elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model config: {field.name} must be a positive integer, got {value!r}")
+            elif value > (cap := MAX_LAYERS if field.name.endswith("_layers") else MAX_SIZE):
+                raise ConfigError(f"model config: {field.name} must be at most {cap}, got {value}")
         if self.hidden % self.num_heads:
             raise ConfigError(f"model config: hidden {self.hidden} is no multiple of num_heads {self.num_heads}")
         for name in ("kv_heads_cross", "kv_heads_self"):

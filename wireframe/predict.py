@@ -15,9 +15,7 @@ from wireframe.perceiver import Perceiver
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
 from wireframe.segments import denormalise
-
-# The arrays of a sampled row that the model reads.
-MODEL_INPUTS = ("xyz_norm", "class_id", "source", "mask", "behind", "n_views_voted", "vote_frac")
+from wireframe.tokens import MODEL_INPUTS
 
 
 class SceneSegments(NamedTuple):

@@ -1,31 +1,34 @@
 """Raw shards to sampled Parquet shards: one Parquet file for each tar, resumable, the same bytes for any worker count.
 
-``manifest.json`` in the output folder lists the finished shards with their SHA-256, the settings, and every scene that
-was left out with its reason.
+The manifest is a note for each finished shard, ``.manifest/NAME.json``: its SHA-256, the settings, the size of the tar,
+and every scene that was left out with its reason. One note a shard, so that several machines can share a folder; the
+leading dot keeps ``load_dataset`` from reading the notes as data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from wireframe.errors import ConfigError, ShardError, WireframeError
-from wireframe.files import atomic_write
+from wireframe.files import atomic_write, sha256
 from wireframe.fusion import fuse_views
 from wireframe.raw_rows import build_row
-from wireframe.samples import write_parquet, write_sample
+from wireframe.samples import read_sample, write_parquet, write_sample
 from wireframe.sampling import sample_points
 from wireframe.scene import read_scene
 from wireframe.shards import RawSample, iter_samples, list_shards
 
-MANIFEST = "manifest.json"
+MANIFEST = ".manifest"
 MAX_EDGES = 64
 # Raw samples waiting for each worker: enough to keep it busy, few enough to bound memory.
 _WAITING_PER_WORKER = 4
@@ -50,12 +53,16 @@ class Skipped(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Counts of one run of ``prepare``: shards written and found finished, rows, and the scenes left out."""
+    """Counts of one run of ``prepare``: shards written and found finished, their rows, and the scenes left out.
 
-    shards: int
-    resumed: int
-    rows: int
-    skipped: list[Skipped]
+    ``damaged``: tars that broke off; what came before is prepared, and the next run tries them again.
+    """
+
+    shards: int = 0
+    resumed: int = 0
+    rows: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    damaged: tuple[Skipped, ...] = ()
 
 
 def prepare(
@@ -92,18 +99,31 @@ def prepare(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     manifest = _Manifest(out, config)
-    totals = Report(0, 0, 0, [])
-    with _pool(workers) as pool, tqdm(disable=not progress, desc="prepare", unit="scene") as bar:
-        for tar, name in list(zip(tars, names))[index::count]:
-            finished = manifest.finished(name)
-            if finished is not None:
-                totals = totals._replace(resumed=totals.resumed + 1, rows=totals.rows + finished["rows"])
-                continue
-            rows, skipped = _prepare_tar(tar, config, pool, workers, bar)
-            write_parquet(rows, out / name)
-            manifest.add(name, len(rows), skipped)
-            totals = Report(totals.shards + 1, totals.resumed, totals.rows + len(rows), totals.skipped + skipped)
+    totals = Report()
+    try:
+        with _pool(workers) as pool, tqdm(disable=not progress, desc="prepare", unit="scene") as bar:
+            for tar, name in list(zip(tars, names))[index::count]:
+                note = manifest.finished(name, tar)
+                if note is None:
+                    rows, skipped, damage = _prepare_tar(tar, config, pool, workers, bar)
+                    write_parquet(rows, out / name)
+                    note = manifest.add(name, tar, len(rows), skipped, damage)
+                    totals = totals._replace(shards=totals.shards + 1)
+                else:
+                    totals = totals._replace(resumed=totals.resumed + 1)
+                totals = _counted(totals, note)
+    except BrokenProcessPool:
+        raise WireframeError("a worker process was killed (out of memory?); run again with fewer --workers") from None
     return totals
+
+
+def _counted(totals: Report, note: dict) -> Report:
+    damage = () if note["damage"] is None else (Skipped(note["tar"], note["damage"]),)
+    return totals._replace(
+        rows=totals.rows + note["rows"],
+        skipped=totals.skipped + tuple(Skipped(*scene) for scene in note["skipped"]),
+        damaged=totals.damaged + damage,
+    )
 
 
 def prepare_scene(sample: RawSample, config: PrepareConfig) -> dict | Skipped:
@@ -119,10 +139,18 @@ def prepare_scene(sample: RawSample, config: PrepareConfig) -> dict | Skipped:
     if not config.keep_all and not 0 < edges <= MAX_EDGES:
         return Skipped(scene.order_id, f"{edges} ground-truth edges, expected 1 to {MAX_EDGES}")
     points = fuse_views(scene, config.depth_points_per_view, config.seed)
-    return write_sample(sample_points(points, config.num_points, config.seed))
+    with np.errstate(over="ignore", invalid="ignore"):
+        row = write_sample(sample_points(points, config.num_points, config.seed))
+    try:
+        # What no reader would take (a vertex at 1e38, say) is not written either.
+        read_sample(row)
+    except WireframeError as problem:
+        return Skipped(scene.order_id, str(problem))
+    return row
 
 
-def _prepare_tar(tar, config, pool, workers, bar) -> tuple[list[dict], list[Skipped]]:
+def _prepare_tar(tar, config, pool, workers, bar) -> tuple[list[dict], list[Skipped], str | None]:
+    """Rows, scenes left out, and how the tar broke off (None = it was whole)."""
     rows: list[dict] = []
     skipped: list[Skipped] = []
     try:
@@ -130,9 +158,8 @@ def _prepare_tar(tar, config, pool, workers, bar) -> tuple[list[dict], list[Skip
             (skipped if isinstance(result, Skipped) else rows).append(result)
             bar.update()
     except ShardError as problem:
-        # What came before the damage is good; the damage is reported like a bad scene.
-        skipped.append(Skipped(os.path.basename(tar), str(problem)))
-    return rows, skipped
+        return rows, skipped, str(problem)
+    return rows, skipped, None
 
 
 def _in_order(samples: Iterator[RawSample], config: PrepareConfig, pool, workers: int) -> Iterator[dict | Skipped]:
@@ -176,38 +203,51 @@ def _parquet_name(tar: str) -> str:
 
 
 class _Manifest:
-    """The finished shards of an output folder and the settings they were made with."""
+    """The notes of the finished shards in an output folder."""
 
     def __init__(self, out: Path, config: PrepareConfig):
-        self._out, self._path = out, out / MANIFEST
-        self._data = {"config": dataclasses.asdict(config), "shards": {}}
-        try:
-            found = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as problem:
-            raise ConfigError(f"{self._path} is not readable ({problem}); choose another output folder") from None
-        if not isinstance(found, dict) or found.get("config") != self._data["config"]:
-            raise ConfigError(f"{out} was prepared with other settings; choose another output folder")
-        self._data = found
+        self._out, self._folder = out, out / MANIFEST
+        self._config = dataclasses.asdict(config)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._folder.glob("*.json")):
+            note = _read_note(path)
+            if note is not None and note.get("config") != self._config:
+                raise ConfigError(f"{out} was prepared with other settings; choose another output folder")
 
-    def finished(self, name: str) -> dict | None:
-        """The entry of a shard that is complete on disk."""
-        entry = self._data["shards"].get(name)
-        path = self._out / name
-        if entry is None or not path.is_file() or _sha256(path) != entry["sha256"]:
+    def finished(self, name: str, tar: str) -> dict | None:
+        """The note of a shard that is whole on disk and was made from a whole tar of this size."""
+        note, path = _read_note(self._note(name)), self._out / name
+        if note is None or not path.is_file():
             return None
-        return entry
+        whole = note.get("damage") is None and note.get("tar_bytes") == _size(tar)
+        return note if whole and note.get("sha256") == sha256(path) else None
 
-    def add(self, name: str, rows: int, skipped: list[Skipped]) -> None:
-        self._data["shards"][name] = {
+    def add(self, name: str, tar: str, rows: int, skipped: list[Skipped], damage: str | None) -> dict:
+        note = {
+            "config": self._config,
+            "tar": os.path.basename(tar),
+            "tar_bytes": _size(tar),
             "rows": rows,
-            "sha256": _sha256(self._out / name),
+            "sha256": sha256(self._out / name),
             "skipped": [list(scene) for scene in skipped],
+            "damage": damage,
         }
-        with atomic_write(self._path) as file:
-            file.write(json.dumps(self._data, indent=1, sort_keys=True).encode())
+        with atomic_write(self._note(name)) as file:
+            file.write(json.dumps(note, indent=1, sort_keys=True).encode())
+        return note
+
+    def _note(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _read_note(path: Path) -> dict | None:
+    """A note, or None where there is none or it is unreadable: its shard is then made again."""
+    try:
+        note = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and {"rows", "skipped", "damage", "tar"} <= note.keys() else None
+
+
+def _size(tar: str) -> int | None:
+    return os.path.getsize(tar) if os.path.isfile(tar) else None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wireframe.checkpoint import config_of_state, fit_state, read_checkpoint
-from wireframe.errors import CheckpointError, MissingPackageError
+from wireframe.errors import CheckpointError, MissingPackageError, one_line
 from wireframe.perceiver import PerceiverConfig
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ def _download(repo: str, filename: str, revision: str | None) -> Path:
     try:
         return Path(hub.hf_hub_download(repo, filename, revision=revision))
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        raise CheckpointError(f"cannot get {filename!r} of {repo!r} from the Hub: {reason}") from error
+        raise CheckpointError(f"cannot get {filename!r} of {repo!r} from the Hub: {one_line(error)}") from error
 
 
 def _load_directory(cls: type[Perceiver], weights: Path, config_path: Path | None) -> Perceiver:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from wireframe.archives import one_line
+from wireframe.errors import one_line
 from wireframe.images import ImageError, depth_millimetres, open_image
 from wireframe.member_names import CAMERA_COLUMNS, IMAGE_COLUMNS, MemberName, canonical_column
 from wireframe.npy import read_npy, read_npz
+from wireframe.scene import is_true
 
 MAX_TEXT_BYTES = 64 << 20
 
@@ -243,7 +244,7 @@ def _entries(column: str, value: Any, ids: list[str]) -> list:
     if isinstance(value, Mapping):
         value = [value.get(image_id) for image_id in ids]
     if column == "pose_only_in_colmap":
-        return [str(entry).strip().lower() in ("true", "1", "1.0") for entry in value]
+        return [is_true(entry) for entry in value]
     if isinstance(value, list) and any(entry is None or isinstance(entry, list) for entry in value):
         return [None if entry is None else np.asarray(entry, dtype=np.float32) for entry in value]
     return list(np.asarray(value, dtype=np.float64).reshape(-1, *shape).astype(np.float32))

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wireframe.archives import one_line
-from wireframe.errors import MissingPackageError, SampleError
+from wireframe.errors import MissingPackageError, SampleError, one_line
 from wireframe.files import atomic_write
 from wireframe.graph import Wireframe, empty_wireframe
 from wireframe.images import open_image, pil_image
+from wireframe.scene import is_true
 
 _CELLS = 8
 # Corners, edges, roof, everything else: the position of each of classes.POINT_CLASSES.
@@ -88,7 +88,7 @@ def _handcrafted_entry(row: Mapping) -> dict:
 
 def _has_camera(row: Mapping, view: int) -> bool:
     flags = row.get("pose_only_in_colmap")
-    if flags is not None and view < len(flags) and str(flags[view]).strip().lower() in ("true", "1"):
+    if flags is not None and view < len(flags) and is_true(flags[view]):
         return False
     return bool(np.asarray(row["K"][view], dtype=np.float64).any())
 
@@ -100,7 +100,7 @@ def _image(value):
     return open_image(value) if isinstance(value, bytes) else value
 
 
-def denormalise(wireframe: Wireframe, center: np.ndarray, scale: float) -> Wireframe:
+def to_world(wireframe: Wireframe, center: np.ndarray, scale: float) -> Wireframe:
     """The wireframe in world metres: normalised coordinates x scale + center [3]."""
     vertices = np.asarray(wireframe.vertices, np.float32) * np.float32(scale) + np.asarray(center, np.float32)
     return Wireframe(vertices, wireframe.edges)
@@ -134,7 +134,7 @@ class MeanWireframe:
 
     def predict(self, scene) -> Wireframe:
         """World wireframe for a sampled scene; reads ``center`` and ``scale``."""
-        return denormalise(self.wireframe, scene.center, scene.scale)
+        return to_world(self.wireframe, scene.center, scene.scale)
 
 
 class NearestWireframe:
@@ -154,7 +154,7 @@ class NearestWireframe:
     def predict(self, scene) -> Wireframe:
         """World wireframe for a sampled scene; reads its points, classes, ``mask``, ``center``, ``scale``."""
         found = self.nearest(descriptor(scene.xyz_norm, scene.class_id, scene.mask))
-        return denormalise(self.wireframes[found], scene.center, scene.scale)
+        return to_world(self.wireframes[found], scene.center, scene.scale)
 
     def nearest(self, query: np.ndarray) -> int:
         """Position of the descriptor nearest to ``query`` [D] (Euclidean); the first of equal ones."""

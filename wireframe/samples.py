@@ -6,18 +6,25 @@ Reads the published sampled datasets (local Parquet files or ``hf://`` paths) an
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from wireframe.errors import SampleError, ShardError
+from wireframe.classes import GESTALT_NAMES, POINT_CLASSES
+from wireframe.errors import MissingPackageError, SampleError, ShardError, WireframeError, one_line
 from wireframe.files import atomic_write
+from wireframe.hub import hub_files, is_hub, list_hub
 from wireframe.npy import read_npz
 from wireframe.sampling import SampledScene
+from wireframe.shards import EXTENSIONS
+
+_PARQUET = ".parquet"
 
 # name -> (dtype, shape); T points, E edges, V vertices. Ground truth may be absent (a test scene).
 _POINT_ARRAYS = {
@@ -39,6 +46,14 @@ _TRUTH_ARRAYS = {
     "gt_edges": (np.int32, ("E", 2)),
     "gt_edge_classes": (np.int64, ("E",)),
 }
+# Inclusive bounds of the labels; -1 stands for none.
+_BOUNDS = {
+    "class_id": (0, len(POINT_CLASSES) - 1),
+    "source": (0, 1),
+    "visible_src": (0, 2),
+    "visible_id": (-1, 255),
+    "behind": (-1, len(GESTALT_NAMES) - 1),
+}
 
 
 def read_sample(row: Mapping) -> SampledScene:
@@ -48,11 +63,16 @@ def read_sample(row: Mapping) -> SampledScene:
         row: mapping with ``order_id`` (str) and ``data`` (bytes of an .npz; never unpickled).
 
     Raises:
-        SampleError: a column or array is missing, has another dtype kind or shape, or is not finite.
+        SampleError: a column or array is missing, has another shape, a dtype whose values the stored one cannot hold,
+            a label outside its table or a number that is not finite, or the scale is not positive.
     """
+    if not isinstance(row, Mapping):
+        raise SampleError(f"a sampled row must be a dict of columns, got a {type(row).__name__}")
     order_id, data = row.get("order_id"), row.get("data")
     if not isinstance(order_id, str) or not isinstance(data, (bytes, bytearray, memoryview)):
         raise SampleError("a sampled row needs the columns order_id (string) and data (bytes); is this a raw scene?")
+    if not order_id.isprintable():
+        raise SampleError(f"order_id {order_id[:100]!a} holds unprintable characters; leave this row out")
     arrays = read_npz(bytes(data), f"sample {order_id}", SampleError)
     missing = [name for name in _POINT_ARRAYS if name not in arrays]
     if missing:
@@ -81,11 +101,27 @@ def _checked(order_id: str, name: str, array: np.ndarray, spec: tuple, sizes: di
     )
     if not fits:
         raise SampleError(f"sample {order_id}: {name} has shape {list(array.shape)}, expected {list(shape)}")
-    if array.dtype.kind not in "biuf":
-        raise SampleError(f"sample {order_id}: {name} has dtype {array.dtype}, expected {np.dtype(dtype)}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    cast = _cast(array, np.dtype(dtype))
+    if cast is None:
+        raise SampleError(f"sample {order_id}: {name} has dtype {array.dtype}, whose values are no {np.dtype(dtype)}")
+    # After the cast: a float64 beyond float32 becomes infinite there.
+    if cast.dtype.kind == "f" and not np.isfinite(cast).all():
         raise SampleError(f"sample {order_id}: {name} holds NaN or infinity; leave this row out")
-    return array.astype(dtype)
+    if name == "scale" and not cast > 0:
+        raise SampleError(f"sample {order_id}: scale is {cast}, expected a positive number; leave this row out")
+    low, high = _BOUNDS.get(name, (0, 0))
+    if name in _BOUNDS and cast.size and not low <= cast.min() <= cast.max() <= high:
+        raise SampleError(f"sample {order_id}: {name} runs from {cast.min()} to {cast.max()}, expected {low} to {high}")
+    return cast
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """The array as ``dtype``; None where that is another kind of number or would change an integer."""
+    if array.dtype.kind not in {"f": "f", "b": "b"}.get(dtype.kind, "iu"):
+        return None
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    return cast if dtype.kind == "f" or np.array_equal(cast, array) else None
 
 
 def write_sample(sample: SampledScene) -> dict:
@@ -95,25 +131,48 @@ def write_sample(sample: SampledScene) -> dict:
     return {"order_id": sample.order_id, "data": buffer.getvalue()}
 
 
-def list_parquet(source: str | os.PathLike) -> list[str]:
-    """Parquet shards of a file, folder, glob or ``hf://`` path, sorted by name.
+def is_sampled(source: str | os.PathLike) -> bool:
+    """Whether a source holds sampled rows (Parquet) rather than raw scenes (tars), by the names of its files.
+
+    Args:
+        source: a ``.parquet`` file, or a folder, glob or ``hf://`` path: with Parquet files in it and no tar.
 
     Raises:
-        ShardError: nothing is there.
+        ShardError: the hub cannot list an ``hf://`` source.
+        MissingPackageError: an ``hf://`` source without huggingface_hub.
     """
     source = os.fspath(source)
-    if source.startswith("hf://"):
-        from huggingface_hub import HfFileSystem
+    if source.endswith((_PARQUET, *EXTENSIONS)):
+        return source.endswith(_PARQUET)
+    names = _list_files(source, (_PARQUET, *EXTENSIONS))
+    return any(name.endswith(_PARQUET) for name in names) and not any(name.endswith(EXTENSIONS) for name in names)
 
-        pattern = source if source.endswith(".parquet") else source.rstrip("/") + "/**/*.parquet"
-        found = ["hf://" + path for path in HfFileSystem().glob(pattern)]
-    elif Path(source).is_dir():
-        found = [str(path) for path in Path(source).rglob("*.parquet")]
-    else:
-        found = glob.glob(source)
+
+def list_parquet(source: str | os.PathLike) -> list[str]:
+    """Parquet shards of a file, folder (searched to any depth), glob or ``hf://`` path, sorted by name.
+
+    Raises:
+        ShardError: nothing is there, or the hub cannot list it.
+        MissingPackageError: an ``hf://`` source without huggingface_hub.
+    """
+    source = os.fspath(source)
+    found = _list_files(source, (_PARQUET,))
     if not found:
-        raise ShardError(f"no Parquet shards in {source}; make some with `wireframe prepare`")
+        raise ShardError(f"no Parquet shards in {source!r}; make some with `wireframe prepare`")
     return sorted(found)
+
+
+def _list_files(source: str, extensions: tuple[str, ...]) -> list[str]:
+    if is_hub(source):
+        return list_hub(source, extensions)
+    # A real path may hold the characters of a glob, so it comes first.
+    if os.path.isdir(source):
+        found = map(str, Path(source).rglob("*"))
+    elif os.path.exists(source):
+        return [source]
+    else:
+        found = glob.glob(source, recursive=True)
+    return [path for path in found if path.endswith(extensions) and os.path.isfile(path)]
 
 
 def iter_sample_rows(source: str | os.PathLike, batch_rows: int = 64) -> Iterator[dict]:
@@ -123,26 +182,32 @@ def iter_sample_rows(source: str | os.PathLike, batch_rows: int = 64) -> Iterato
         ShardError: a file is not Parquet or lacks the two columns.
     """
     for path in list_parquet(source):
-        yield from _rows_of(path, batch_rows)
-
-
-def _rows_of(path: str, batch_rows: int) -> Iterator[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    filesystem = None
-    if path.startswith("hf://"):
-        from huggingface_hub import HfFileSystem
-
-        filesystem, path = HfFileSystem(), path.removeprefix("hf://")
-    try:
-        with pyarrow.parquet.ParquetFile(path, filesystem=filesystem) as file:
+        with open_parquet(path) as file:
+            if not {"order_id", "data"} <= set(file.schema_arrow.names):
+                raise ShardError(f"{path} lacks the columns order_id and data; point to sampled rows")
             for batch in file.iter_batches(batch_rows, columns=["order_id", "data"]):
-                if batch.num_columns != 2:
-                    raise ShardError(f"{path} lacks the columns order_id and data; point to sampled rows")
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as problem:
-        raise ShardError(f"{path} cannot be read as Parquet: {str(problem).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """A ``pyarrow.parquet.ParquetFile`` over a local or ``hf://`` path.
+
+    Raises:
+        ShardError: the file cannot be opened, or the ``with`` block meets unreadable bytes in it.
+        MissingPackageError: pyarrow, or for the hub huggingface_hub, is not installed.
+    """
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise MissingPackageError("reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        with hub_files().open(path, "rb") if is_hub(path) else open(path, "rb") as stream:
+            yield ParquetFile(stream)
+    except WireframeError:
+        raise
+    except Exception as error:  # Arrow and the hub's client raise many types of their own.
+        raise ShardError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
 
 
 def write_parquet(rows: list[dict], path: str | os.PathLike) -> None:

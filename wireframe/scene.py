@@ -19,13 +19,15 @@ from wireframe.colmap import read_points3d
 from wireframe.errors import SceneError
 from wireframe.images import ImageError, depth_millimetres, label_rgb
 
-MAX_VIEWS = 4096
+# The vote of fusion takes time quadratic in the views.
+MAX_VIEWS = 256
 ORTHONORMAL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class View:
-    """A usable view. camera = R @ world + t (metres, z forward); pixel = K @ camera / z."""
+    """A usable view. camera = R @ world + t (metres, z forward); pixel = K @ camera / z without the skew K[0, 1],
+    which nothing here reads: u = K[0, 0] x / z + K[0, 2], v = K[1, 1] y / z + K[1, 2]."""
 
     image_id: str
     # Position in the raw row; it keys this view's random stream.
@@ -68,8 +70,8 @@ def read_scene(row: Mapping) -> Scene:
 
     A view is dropped, with a reason, when it is pose-only in COLMAP, lacks a column, has a camera that is all-zero,
     not finite, not a pinhole or not a rotation, or has a label map that is missing, undecodable, empty, or of another
-    size than its fellow. A depth map that cannot be read counts as none. ``colmap_binary`` and ``__key__`` are taken
-    for ``colmap`` and ``order_id``.
+    size than its fellow. A depth map that cannot be read counts as none; the skew of K is ignored. ``colmap_binary``
+    and ``__key__`` are taken for ``colmap`` and ``order_id``.
 
     Args:
         row: the columns above; images as PIL images, RGB uint8 arrays, encoded bytes or ``{"bytes": ...}``; K, R
@@ -146,7 +148,7 @@ def _text(value: Any) -> str:
 
 
 def _read_view(image_id: str, index: int, entries: Mapping[str, Any]) -> View:
-    if _is_true(entries["pose_only_in_colmap"]):
+    if is_true(entries["pose_only_in_colmap"]):
         raise _ViewError("pose only in COLMAP")
     k, r, t = _camera(entries)
     ade = _labels(entries, "ade")
@@ -160,9 +162,10 @@ def _read_view(image_id: str, index: int, entries: Mapping[str, Any]) -> View:
     return View(image_id, index, k, r, t, ade, gestalt, depth)
 
 
-def _is_true(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in ("true", "1")
+def is_true(value: Any) -> bool:
+    """Whether an entry of ``pose_only_in_colmap``, a truth value, number or text, says yes; False for anything else."""
+    if isinstance(value, (str, bytes)):
+        return _text(value).strip().lower() in ("true", "1", "1.0")
     return isinstance(value, (bool, int, float, np.generic)) and bool(value)
 
 

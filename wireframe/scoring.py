@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wireframe.archives import one_line
-from wireframe.errors import MissingPackageError, ScoreError
+from wireframe.errors import MissingPackageError, ScoreError, one_line
 from wireframe.graph import Wireframe
 
 VERTEX_THRESHOLD = 0.5
@@ -56,7 +55,7 @@ def score(predicted: Wireframe, truth: Wireframe) -> Score:
         MissingPackageError: hoho2025 is not installed.
     """
     require_hoho()
-    request, failure = prepare(predicted, truth)
+    request, failure = check_pair(predicted, truth)
     if request is None:
         if failure.startswith("bad truth"):
             raise ScoreError(failure)
@@ -144,7 +143,7 @@ def require_hoho() -> None:
         raise MissingPackageError("scoring needs hoho2025, which is not installed: pip install hoho2025")
 
 
-def prepare(predicted: Wireframe, truth: Wireframe) -> tuple[tuple | None, str | None]:
+def check_pair(predicted: Wireframe, truth: Wireframe) -> tuple[tuple | None, str | None]:
     """What ``hoho_score`` takes (float64 and int64 arrays), or None and the reason why the pair scores 0."""
     true_vertices, true_edges, problem = _check(truth)
     if problem is None and len(true_edges) == 0:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, as_completed
 
 from wireframe.errors import ScoreError
 from wireframe.graph import Wireframe
-from wireframe.scoring import ZERO, Outcome, Score, prepare, require_hoho
+from wireframe.scoring import ZERO, Outcome, Score, check_pair, require_hoho
 
 _START_TIMEOUT = 300.0
 _START_ATTEMPTS = 3
@@ -90,7 +90,7 @@ class ScorePool:
     def submit(self, predicted: Wireframe, truth: Wireframe) -> Future:
         """A future of the scene's ``Outcome``; it raises ScoreError only where no worker can be started."""
         future: Future = Future()
-        request, failure = prepare(predicted, truth)
+        request, failure = check_pair(predicted, truth)
         if request is None:
             future.set_result(Outcome(ZERO, failure))
             return future

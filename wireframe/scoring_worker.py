@@ -13,12 +13,11 @@ import faulthandler
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 import numpy as np
 
-from wireframe.archives import one_line
+from wireframe.errors import one_line
 from wireframe.scoring import Score, hoho_score
 
 
@@ -65,7 +64,3 @@ def _answer(request: list, scorer: Callable[..., Score]) -> dict:
         return {"score": [float(value) for value in values]}
     except Exception as error:
         return {"failure": f"raised {type(error).__name__}: {one_line(error)}"}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from wireframe.archives import one_line
-from wireframe.errors import MissingPackageError, ShardError
+from wireframe.errors import MissingPackageError, ShardError, one_line
 from wireframe.files import atomic_write
 from wireframe.images import ImageError, depth_millimetres, encode_png, label_rgb
-from wireframe.scene import read_ground_truth
+from wireframe.scene import is_true, read_ground_truth
 
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"RIFF", "webp"))
 
@@ -125,7 +124,7 @@ def _members(row: Mapping) -> list[tuple[str, bytes]]:
                 members.append((f"{name}.{image_id}.{encoded[0]}", encoded[1]))
     for name, shape in (("K", (3, 3)), ("R", (3, 3)), ("t", (3,))):
         members.append((f"{name}.npy", _npy(_cameras(columns[name], name, shape, count))))
-    pose_only = [bool(value) for value in columns["pose_only_in_colmap"]]
+    pose_only = [is_true(value) for value in columns["pose_only_in_colmap"]]
     members.append(("pose_only_in_colmap.json", _json(pose_only + [False] * (count - len(pose_only)))))
     for name, array in zip(("wf_vertices", "wf_edges", "wf_classifications"), read_ground_truth(row)):
         if row.get(name) is not None:

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from wireframe.archives import one_line
-from wireframe.errors import MissingPackageError, ShardError
+from wireframe.errors import MissingPackageError, ShardError, one_line
+from wireframe.hub import hub_files, is_hub, list_hub
 from wireframe.member_names import MemberName, parse_name
 from wireframe.raw_rows import build_row
 from wireframe.shard_writer import ShardWriter
 from wireframe.tarstream import TarError, iter_members
 
-__all__ = ["RawSample", "ShardWriter", "hub_files", "iter_rows", "iter_samples", "list_shards"]
+__all__ = ["RawSample", "ShardWriter", "iter_rows", "iter_samples", "list_shards"]
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 MAX_SAMPLE_MEMBERS = 8192
@@ -48,8 +48,8 @@ def list_shards(source: str | os.PathLike) -> list[str]:
         MissingPackageError: an ``hf://`` source without huggingface_hub.
     """
     source = os.fspath(source)
-    if source.startswith("hf://"):
-        found = _list_hub(source)
+    if is_hub(source):
+        found = list_hub(source, EXTENSIONS)
     elif os.path.isdir(source):
         found = [str(path) for path in Path(source).rglob("*") if path.name.endswith(EXTENSIONS) and path.is_file()]
     elif os.path.exists(source):
@@ -114,7 +114,7 @@ def iter_samples(source: str | os.PathLike | BinaryIO) -> Iterator[RawSample]:
 
 def _open(shard: str) -> Any:
     try:
-        if shard.startswith("hf://"):
+        if is_hub(shard):
             return hub_files().open(shard, "rb", block_size=HUB_BLOCK_BYTES)
         return open(shard, "rb")
     except MissingPackageError:
@@ -148,28 +148,3 @@ def _samples_of_file(file: BinaryIO, shard: str) -> Iterator[RawSample]:
         raise ShardError(f"{shard}: {error}, {after}; fetch or write it again") from None
     if paths:
         yield RawSample(shard, key or "", paths, members)
-
-
-def hub_files() -> Any:
-    """The hub as a file system (fsspec).
-
-    Raises:
-        MissingPackageError: huggingface_hub is not installed.
-    """
-    try:
-        from huggingface_hub import HfFileSystem
-    except ImportError:
-        raise MissingPackageError("hf:// paths need huggingface_hub: pip install huggingface-hub") from None
-    return HfFileSystem()
-
-
-def _list_hub(source: str) -> list[str]:
-    files = hub_files()
-    try:
-        if not any(character in source for character in "*?["):
-            if files.isfile(source):
-                return [source]
-            source = source.rstrip("/") + "/**"
-        return ["hf://" + path for path in files.glob(source) if path.endswith(EXTENSIONS)]
-    except Exception as error:  # The hub's client raises HTTP errors of several packages.
-        raise ShardError(f"{source}: cannot be listed ({one_line(error)})") from None

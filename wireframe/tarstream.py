@@ -10,7 +10,7 @@ import gzip
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from wireframe.archives import one_line
+from wireframe.errors import one_line
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 256 << 20

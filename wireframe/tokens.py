@@ -24,7 +24,8 @@ SOURCE_DIM = 2
 VIEWS_MEAN, VIEWS_STD = 2.7, 1.0
 FRACTION_MEAN, FRACTION_STD = 0.5, 0.25
 
-KEYS = ("xyz_norm", "class_id", "source", "mask", "behind", "n_views_voted", "vote_frac")
+# The arrays of a sampled row that the model reads.
+MODEL_INPUTS = ("xyz_norm", "class_id", "source", "mask", "behind", "n_views_voted", "vote_frac")
 
 
 def token_width(behind_emb_dim: int) -> int:
@@ -114,16 +115,16 @@ class Tokenizer(nn.Module):
 
 def check_batch(batch: Mapping[str, Tensor]) -> None:
     """Raise ValueError, naming the key, where a batch does not hold sampled points [B, T]."""
-    missing = [key for key in KEYS if key not in batch]
+    missing = [key for key in MODEL_INPUTS if key not in batch]
     if missing:
-        raise ValueError(f"batch has no {missing[0]!r}; it needs {', '.join(KEYS)}")
-    for key in KEYS:
+        raise ValueError(f"batch has no {missing[0]!r}; it needs {', '.join(MODEL_INPUTS)}")
+    for key in MODEL_INPUTS:
         if not isinstance(batch[key], Tensor):
             raise ValueError(f"batch[{key!r}] must be a tensor, got {type(batch[key]).__name__}")
     xyz = batch["xyz_norm"]
     if xyz.dim() != 3 or xyz.shape[2] != 3 or not xyz.is_floating_point():
         raise ValueError(f"batch['xyz_norm'] must be float [B, T, 3], got {xyz.dtype} {list(xyz.shape)}")
-    for key in KEYS[1:]:
+    for key in MODEL_INPUTS[1:]:
         if batch[key].shape != xyz.shape[:2]:
             raise ValueError(f"batch[{key!r}] must be {list(xyz.shape[:2])}, got {list(batch[key].shape)}")
     if batch["mask"].dtype != torch.bool:

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from wireframe.errors import CheckpointError
+from wireframe.errors import CheckpointError, one_line
 
 MAX_FILE_BYTES = 4 << 30
 MAX_PICKLE_BYTES = 16 << 20
@@ -216,7 +216,7 @@ class TorchZip:
             return _Unpickler(io.BytesIO(data), encoding="utf-8").load()
         except Exception as error:
             named = isinstance(error, pickle.UnpicklingError) and str(error)
-            reason = str(error).replace("\n", " ")[:200] if named else type(error).__name__
+            reason = one_line(error) if named else type(error).__name__
             raise self._error(f"holds a damaged or unsafe pickle: {reason}") from error
 
     def tensor(self, stored: StoredTensor) -> Tensor:

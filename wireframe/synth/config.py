@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wireframe.errors import ConfigError
+from wireframe.errors import ConfigError, one_line
 
 ROOF_TYPES = ("gable", "hip", "l_shaped", "cross_gable", "shed", "flat")
 
@@ -82,6 +84,7 @@ class SynthConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            _check_kind(field.name, value, field.default)
             if field.name.endswith(("_prob", "_share")) and not 0 <= value <= 1:
                 raise ConfigError(f"{field.name} is {value}: give a number from 0 to 1")
             if field.name.endswith("_range") and not (len(value) == 2 and 0 <= value[0] <= value[1]):
@@ -98,10 +101,16 @@ class SynthConfig:
         unknown = [name for name in self.roof_types if name not in ROOF_TYPES]
         if unknown or not self.roof_types:
             raise ConfigError(f"roof_types is {self.roof_types}: choose from {', '.join(ROOF_TYPES)}")
-        if len(self.roof_weights) != len(self.roof_types) or not sum(self.roof_weights) > 0:
-            raise ConfigError(f"roof_weights is {self.roof_weights}: give one weight for each of roof_types")
-        if self.colmap_points < 0 or self.focal_range[0] <= 0 or self.distance_range[0] <= 0:
-            raise ConfigError("colmap_points must be >= 0, focal_range and distance_range > 0")
+        weights = self.roof_weights
+        if len(weights) != len(self.roof_types) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise ConfigError(f"roof_weights is {weights}: give one weight >= 0 for each of roof_types, not all 0")
+        for name in ("focal_range", "distance_range"):
+            if getattr(self, name)[0] <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: must be > 0")
+        if self.depth_far <= 0:
+            raise ConfigError(f"depth_far is {self.depth_far}: give a distance > 0")
+        if self.colmap_points < 0:
+            raise ConfigError(f"colmap_points is {self.colmap_points}: must be >= 0")
 
     @classmethod
     def training(cls, **changes: object) -> SynthConfig:
@@ -114,10 +123,12 @@ class SynthConfig:
         return cls(**{"roof_types": (roof_type,), "roof_weights": (1.0,), **changes})
 
     def changed(self, settings: Iterable[str] = (), **changes: object) -> SynthConfig:
-        """A copy with ``key=value`` settings (values in JSON) and keyword changes.
+        """A copy with ``key=value`` settings (values in JSON, or plain text for a string) and keyword changes.
+
+        A single string for a tuple of strings counts as that tuple: ``roof_types=gable``.
 
         Raises:
-            ConfigError: an unknown key, or a value that is no JSON or of another kind than the default.
+            ConfigError: an unknown key, or an impossible value.
         """
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for setting in settings:
@@ -126,14 +137,31 @@ class SynthConfig:
                 raise ConfigError(f"unknown setting {setting!r}: give key=value with one of {', '.join(known)}")
             try:
                 value = json.loads(text)
-            except ValueError:
-                raise ConfigError(f"{key}={text}: give the value in JSON") from None
-            value = tuple(value) if isinstance(value, list) else value
-            if type(value) is not type(known[key]) and not (type(value) is int and type(known[key]) is float):
-                raise ConfigError(f"{key}={text}: give a value like {known[key]}")
-            changes[key] = value
+            except (ValueError, RecursionError):
+                value = text
+            if isinstance(value, str) and isinstance(known[key], tuple) and isinstance(known[key][0], str):
+                value = (value,)
+            changes[key] = tuple(value) if isinstance(value, list) else value
         return dataclasses.replace(self, **changes)
 
     def pixels(self, size: float) -> float:
         """A size stated for the reference width, in pixels of this width."""
         return size * self.width / _REFERENCE_WIDTH
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    """Raises ConfigError where a value, or an element of it, is of another kind than the default's."""
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple):
+            raise ConfigError(f"{name} is {one_line(repr(value))}: give a list like {list(default)}")
+        for element in value:
+            _check_kind(name, element, default[0])
+    elif isinstance(default, str):
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} holds {one_line(repr(value))}: give text")
+    elif isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else (int, float)):
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise ConfigError(f"{name} holds {one_line(repr(value))}: give {kind}")
+    # Whole numbers beyond float64 count as infinite too.
+    elif not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{name} holds {one_line(repr(value))}: give a finite number")
