@@ -10,17 +10,22 @@ from wireframe.cli import main
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    assert main(["demo", "--out", str(out), "--scenes", "3", "--workers", "2", "--quiet"]) == 0
+    assert main(["demo", "--out", str(out), "--scenes", "12", "--workers", "2", "--quiet"]) == 0
     return out
 
 
 def test_the_demo_scores_every_method_on_every_scene(demo):
     results = json.loads((demo / "results.json").read_text())
     assert set(results["summary"]) == {"ours", "handcrafted", "nearest", "mean", "untrained"}
-    assert len(results["scenes"]) == 3
+    assert len(results["scenes"]) == 12
     for scene in results["scenes"]:
         assert all(entry["failure"] is None and entry["seconds"] > 0 for entry in scene["methods"].values())
-    assert results["summary"]["ours"]["hss"] > results["summary"]["untrained"]["hss"]
+
+
+def test_the_shipped_model_clearly_beats_its_untrained_weights_and_both_dummies(demo):
+    summary = json.loads((demo / "results.json").read_text())["summary"]
+    for other in ("untrained", "mean", "nearest"):
+        assert summary["ours"]["hss_low"] > summary[other]["hss_high"] + 0.1
 
 
 def test_the_demo_draws_a_picture(demo):

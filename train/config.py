@@ -17,6 +17,8 @@ CONF_TARGETS = ("mass", "rank")
 
 # The published recipe.
 BASE_CONFIG = Path(__file__).parent / "configs" / "base.json"
+# The recipe of the shipped demo model, with the threshold tuned for it.
+DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.json"
 
 
 @dataclasses.dataclass(frozen=True)

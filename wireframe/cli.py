@@ -207,7 +207,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
-    command.add_argument("--config", type=Path, help="JSON whose graph section counts (default base.json)")
+    command.add_argument("--config", type=Path, help="JSON whose graph section counts (default: the model's)")
     command.add_argument("--threshold", type=_probability, help="confidence to exceed (default: its own)")
     command.add_argument("--limit", type=_positive, help="only the first scenes")
 
@@ -218,9 +218,9 @@ def _load_model(arguments: argparse.Namespace):
 
     from wireframe.assets import DEMO_MODEL
     from wireframe.perceiver import Perceiver
-    from wireframe.train.config import BASE_CONFIG, load_config
+    from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
 
-    graph = load_config(arguments.config or BASE_CONFIG).graph
+    graph = load_config(arguments.config or (BASE_CONFIG if arguments.model else DEMO_CONFIG)).graph
     if arguments.threshold is not None:
         graph = dataclasses.replace(graph, confidence=arguments.threshold)
     return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL), graph

@@ -18,7 +18,7 @@ from wireframe.assets import DEMO_DUMMIES, DEMO_MODEL
 from wireframe.errors import WireframeError
 from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
-from wireframe.graph import Wireframe
+from wireframe.graph import GraphConfig, Wireframe
 from wireframe.plots import SheetItem, contact_sheet
 from wireframe.raw_rows import build_row
 from wireframe.sampling import SampledScene, sample_points
@@ -168,13 +168,15 @@ def _methods() -> _Methods:
 
         from wireframe.perceiver import Perceiver
         from wireframe.rivals import handcrafted, load_dummies
+        from wireframe.train.config import DEMO_CONFIG, load_config
 
         model = Perceiver.from_pretrained(DEMO_MODEL)
+        graph = load_config(DEMO_CONFIG).graph
         untrained = Perceiver(model.config).eval()
         dummies = load_dummies(DEMO_DUMMIES)
         by_points = {
-            "ours": lambda scene: _ours(scene, model),
-            "untrained": lambda scene: _ours(scene, untrained),
+            "ours": lambda scene: _ours(scene, model, graph),
+            "untrained": lambda scene: _ours(scene, untrained, graph),
             "mean": dummies.mean.predict,
             "nearest": dummies.nearest.predict,
         }
@@ -182,10 +184,10 @@ def _methods() -> _Methods:
     return _loaded
 
 
-def _ours(scene: SampledScene, model) -> Wireframe:
+def _ours(scene: SampledScene, model, graph: GraphConfig) -> Wireframe:
     from wireframe.predict import predict_segments, wireframe_of
 
-    return wireframe_of(predict_segments(scene, model), scene)
+    return wireframe_of(predict_segments(scene, model), scene, graph=graph)
 
 
 def _sheet(found: list[DemoScene], outcomes: list[Outcome]) -> list[SheetItem]:
