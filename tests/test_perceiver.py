@@ -140,8 +140,10 @@ def test_scenes_of_a_batch_do_not_influence_one_another():
     together = model(batch)
     for i in range(3):
         alone = model({key: value[i:i + 1] for key, value in batch.items()})
-        torch.testing.assert_close(alone.segments[0], together.segments[i], rtol=0, atol=2e-6)
-        torch.testing.assert_close(alone.conf[0], together.conf[i], rtol=0, atol=2e-6)
+        # BLAS sums in another order at another batch size: a few roundings, where a leak would move centimetres.
+        for ours, theirs in zip(alone, together):
+            budget = 32 * torch.finfo(torch.float32).eps * theirs.abs().max().item()
+            torch.testing.assert_close(ours[0], theirs[i], rtol=0, atol=budget)
 
 
 def test_what_a_masked_point_holds_reaches_neither_prediction_nor_gradient():
