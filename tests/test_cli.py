@@ -70,11 +70,38 @@ def test_predict_and_eval_keep_what_came_before_a_break(workspace, tmp_path, cap
     (tmp_path / "cut.tar").write_bytes(tar.read_bytes()[:-12000])
     model = ["--model", str(workspace / "run" / "model"), "--quiet"]
     out = tmp_path / "new folder" / "p.json"
-    assert main(["predict", str(tmp_path / "cut.tar"), str(out), *model]) == 0
+    assert main(["predict", str(tmp_path / "cut.tar"), str(out), *model]) == 1
     assert 1 <= len(json.loads(out.read_text())) < 4 and "truncated" in capsys.readouterr().err
     scores = tmp_path / "another" / "s.json"
-    assert main(["eval", str(tmp_path / "cut.tar"), "--out", str(scores), "--workers", "1", *model]) == 0
-    assert "truncated" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path / "cut.tar"), "--out", str(scores), "--workers", "1", *model]) == 1
+    assert "truncated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"text, not a tar" * 100, bytes(10240)])
+def test_a_source_without_a_scene_writes_nothing(workspace, tmp_path, capsys, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    model = ["--model", str(workspace / "run" / "model"), "--quiet"]
+    assert main(["predict", str(tmp_path / "a.tar"), str(tmp_path / "p.json"), *model]) == 2
+    assert not (tmp_path / "p.json").exists() and capsys.readouterr().err.count("\n") == 1
+    assert main(["prepare", str(tmp_path / "a.tar"), str(tmp_path / "rows"), "--workers", "1", "--quiet"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_device_or_folder_is_never_replaced_by_an_output_file(workspace, tmp_path, capsys):
+    import os
+    import stat
+
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ["predict", str(workspace / "raw"), "OUT", "--model", str(workspace / "run" / "model"), "--quiet"]
+    for name, words in (("pipe", "not a regular file"), (".", "is a folder"), ("", "empty")):
+        out = str(tmp_path / name) if name else ""
+        if name:
+            assert main([out if word == "OUT" else word for word in arguments]) == 2
+        else:
+            with pytest.raises(SystemExit):
+                main([out if word == "OUT" else word for word in arguments])
+        assert words in capsys.readouterr().err
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def test_synth_writes_the_same_bytes_again_and_skips_finished_shards(workspace, tmp_path):

@@ -30,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     except (WireframeError, OSError) as problem:
         if arguments.debug:
             raise
-        print(f"wireframe {arguments.command}: {one_line(problem, 2000)}", file=sys.stderr)
+        text = str(problem)
+        if isinstance(problem, OSError) and problem.filename is not None:
+            text = f"{problem.filename}: {problem.strerror}"
+        print(f"wireframe {arguments.command}: {one_line(text, 2000)}", file=sys.stderr)
         return 2
     except Exception as problem:
         if arguments.debug:
@@ -59,6 +62,12 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
 
 
 def _non_negative(text: str) -> int:
@@ -111,7 +120,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _synth_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", type=Path, help="folder for the tars")
+    command.add_argument("out", type=_path, help="folder for the tars")
     command.add_argument("--count", type=_positive, default=100, help="scenes (default 100)")
     command.add_argument("--start", type=_non_negative, default=0, help="index of the first scene (default 0)")
     command.add_argument("--seed", type=_non_negative, default=0)
@@ -144,7 +153,7 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 def _prepare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
-    command.add_argument("out", type=Path, help="folder for the Parquet shards")
+    command.add_argument("out", type=_path, help="folder for the Parquet shards")
     command.add_argument("--points", type=_positive, default=4096, help="points a scene (default 4096)")
     command.add_argument("--depth-points", type=_positive, default=8000, help="depth pixels a view (default 8000)")
     command.add_argument("--seed", type=_non_negative, default=0)
@@ -169,6 +178,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     print(f"{report.rows} rows in {report.shards + report.resumed} shards{resumed} in {arguments.out}")
     _print_failures("left out", report.skipped)
     _print_failures("broke off:", report.damaged)
+    if not report.rows and not report.skipped and not report.damaged:
+        print(f"{arguments.source}: no scene in the tars of this share", file=sys.stderr)
     worked = report.rows > 0 or not (report.shards + report.resumed)
     return 0 if worked and not report.damaged else 1
 
@@ -183,7 +194,7 @@ def _print_failures(what: str, failures) -> None:
 def _train_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, help="JSON configuration (default: the published recipe)")
     command.add_argument("--data", action="append", required=True, help="sampled rows; repeat for other point counts")
-    command.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and model; resumes there")
+    command.add_argument("--out", type=_path, required=True, help="folder for checkpoints, log, model; resumes there")
     command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a setting")
     command.add_argument("--stop-after", type=_positive, metavar="STEPS", help="end early, with a checkpoint")
     command.add_argument("--threads", type=_positive, help="CPU threads; part of what the bits depend on")
@@ -228,7 +239,7 @@ def _load_model(arguments: argparse.Namespace):
 
 def _predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
-    command.add_argument("out", type=Path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
+    command.add_argument("out", type=_path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
     _model_arguments(command)
 
 
@@ -243,14 +254,18 @@ def _predict(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     _print_failures("failed:", failures)
-    print(f"{count} scenes in {arguments.out}; {len(failures)} failures, where a scene has the empty solution")
-    return 0 if count > len(failures) else 1
+    print(f"{count} scenes in {arguments.out}; {len(failures)} could not be read")
+    return 0 if count > len(failures) and not _broke_off(failures, arguments.source) else 1
+
+
+def _broke_off(failures, source: str) -> bool:
+    return any(failure.order_id == source for failure in failures)
 
 
 def _eval_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="scenes with ground truth: raw tars, or sampled Parquet shards")
     _model_arguments(command)
-    command.add_argument("--out", type=Path, help="JSON file for the scores of every scene")
+    command.add_argument("--out", type=_path, help="JSON file for the scores of every scene")
     _workers(command)
 
 
@@ -266,11 +281,12 @@ def _eval(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     print(format_summary(result))
-    return 0
+    _print_failures("not scored:", result.failures)
+    return 1 if _broke_off(result.failures, arguments.source) else 0
 
 
 def _demo_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, default=Path("out/demo"), help="folder (default out/demo)")
+    command.add_argument("--out", type=_path, default=Path("out/demo"), help="folder (default out/demo)")
     command.add_argument("--scenes", type=_positive, default=100, help="held-out synthetic scenes (default 100)")
     _workers(command)
 
@@ -281,6 +297,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(run_demo(arguments.out, arguments.scenes, workers=arguments.workers, progress=not arguments.quiet))
     return 0
 
+
+# argparse names the type of a bad value by these.
+for _check in (_positive, _non_negative):
+    _check.__name__ = "whole number"
+_probability.__name__ = "number"
 
 _COMMANDS = {
     "doctor": (_doctor_arguments, _doctor, "what is installed, which implementations run here, what a data set holds"),

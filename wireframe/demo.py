@@ -20,6 +20,7 @@ from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe
 from wireframe.plots import SheetItem, contact_sheet
+from wireframe.prepare import ignore_interrupts
 from wireframe.raw_rows import build_row
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
@@ -128,6 +129,7 @@ def _predict_all(tars: list[str], workers: int, report: Callable[[int], None]) -
 def _one_thread() -> None:
     import torch
 
+    ignore_interrupts()
     torch.set_num_threads(1)
 
 

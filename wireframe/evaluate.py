@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from wireframe.errors import ScoreError, ShardError, WireframeError
-from wireframe.files import atomic_write
+from wireframe.files import atomic_write, check_target
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
@@ -55,12 +54,12 @@ def predict_file(
         How many scenes there are, and the failures.
 
     Raises:
-        ShardError: the source holds no tar.
+        ShardError: the source holds no tar, or no scene. OSError: ``out`` cannot be written.
     """
     from tqdm import tqdm
 
     list_shards(source)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    check_target(out).parent.mkdir(parents=True, exist_ok=True)
     entries, failures = [], []
     rows = _whole_rows(iter_rows(source, limit), source, failures)
     for row in tqdm(rows, disable=not progress, desc="predict", unit="scene"):
@@ -76,6 +75,8 @@ def predict_file(
                 "wf_edges": predicted.edges.tolist(),
             }
         )
+    if not entries:
+        raise ShardError(failures[0].reason if failures else f"{os.fspath(source)} holds no scene")
     with atomic_write(out) as file:
         file.write(json.dumps(entries).encode())
     return len(entries), failures
@@ -103,7 +104,7 @@ def evaluate(
 
     require_hoho()
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        check_target(out).parent.mkdir(parents=True, exist_ok=True)
     order_ids, pairs, failures = [], [], []
     samples = _samples(source, model.config.num_points, limit, failures)
     for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
@@ -123,16 +124,13 @@ def evaluate(
 
 
 def format_summary(result: Evaluation) -> str:
-    """The mean scores with their bootstrap interval, and every failure by reason."""
+    """The mean scores with their bootstrap interval, and the scenes that score 0 for a reason."""
     summary = summarise(result.outcomes)
     lines = [
         f"{summary['scenes']} scenes: HSS {summary['hss']:.4f} (95 % {summary['hss_low']:.4f}-"
         f"{summary['hss_high']:.4f}), F1 {summary['f1']:.4f}, IoU {summary['iou']:.4f}"
     ]
     lines += [f"  scored 0: {count} x {reason}" for reason, count in summary["failures"].items()]
-    lines += [f"  not scored: {failure.order_id}: {failure.reason}" for failure in result.failures[:20]]
-    if len(result.failures) > 20:
-        lines.append(f"  ... and {len(result.failures) - 20} more that could not be scored")
     return "\n".join(lines)
 
 

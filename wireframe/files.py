@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+
+def check_target(path: str | os.PathLike) -> Path:
+    """The regular file behind ``path`` (links followed), there or not yet.
+
+    Raises:
+        OSError: the path is empty, a folder, or a device or pipe, which a rename would replace.
+    """
+    if not os.fspath(path):
+        raise FileNotFoundError(errno.ENOENT, "an empty path cannot be written", "")
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, give the name of a file", os.fspath(path))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is not a regular file, give another name", os.fspath(path))
+    return target
 
 
 @contextlib.contextmanager
@@ -16,15 +33,23 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are synced to disk and renamed; on an exception nothing is
     left behind and an older file of that name stays.
+
+    Raises:
+        OSError: see ``check_target``, or the file cannot be written; it names ``path``.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = check_target(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as problem:
+        if problem.errno is None:
+            raise
+        # The user knows the file's name, not the temporary one.
+        raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

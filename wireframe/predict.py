@@ -40,7 +40,7 @@ def predict_wireframe(
         Wireframe(vertices float32 [V, 3] world metres, edges int64 [E, 2]); the empty solution where nothing is found.
 
     Raises:
-        SceneError: the row cannot be used.
+        SceneError: the row cannot be used. ValueError: the threshold is no probability.
     """
     sample = sample_points(fuse_views(read_scene(row)), model.config.num_points)
     return wireframe_of(predict_segments(sample, model), sample, threshold=threshold, graph=graph)
@@ -64,7 +64,10 @@ def wireframe_of(
     found: SceneSegments, sample: SampledScene, *, threshold: float | None = None, graph: GraphConfig = GraphConfig()
 ) -> Wireframe:
     """The graph of the segments above the threshold (default ``graph.confidence``)."""
-    confident = found.probability > (graph.confidence if threshold is None else threshold)
+    threshold = graph.confidence if threshold is None else threshold
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a probability from 0 to 1, got {threshold}")
+    confident = found.probability > threshold
     points, class_id = sample.world_points()
     return segments_to_wireframe(found.segments[confident], points, class_id, graph)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,7 @@ from wireframe.shards import RawSample, iter_samples, list_shards
 
 MANIFEST = ".manifest"
 MAX_EDGES = 64
+MAX_POINTS = 1 << 16
 # Raw samples waiting for each worker: enough to keep it busy, few enough to bound memory.
 _WAITING_PER_WORKER = 4
 
@@ -89,6 +91,8 @@ def prepare(
     """
     from tqdm import tqdm
 
+    if config.num_points > MAX_POINTS:
+        raise ConfigError(f"--points is {config.num_points}, above the cap of {MAX_POINTS}")
     index, count = shard
     if not 0 <= index < count:
         raise ConfigError(f"--shard takes i/n with 0 <= i < n, got {index}/{count}")
@@ -106,6 +110,9 @@ def prepare(
                 note = manifest.finished(name, tar)
                 if note is None:
                     rows, skipped, damage = _prepare_tar(tar, config, pool, workers, bar)
+                    if damage is not None and not rows:
+                        totals = totals._replace(damaged=(*totals.damaged, Skipped(os.path.basename(tar), damage)))
+                        continue
                     write_parquet(rows, out / name)
                     note = manifest.add(name, tar, len(rows), skipped, damage)
                     totals = totals._replace(shards=totals.shards + 1)
@@ -192,7 +199,14 @@ class _NoPool:
 
 def _pool(workers: int):
     # Spawned, not forked: a forked child of a process that has run torch can hang.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else _NoPool()
+    if workers == 1:
+        return _NoPool()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupts)
+
+
+def ignore_interrupts() -> None:
+    """In a worker: Ctrl-C is for the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parquet_name(tar: str) -> str:
