@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from wireframe.classes import POINT_CLASSES
 from wireframe.errors import ConfigError
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe, merge_vertices, segments_to_wireframe
+from wireframe.train.config import parse_config
 
 NO_POINTS = np.zeros((0, 3), np.float32), np.zeros(0, np.uint8)
 PLAIN = GraphConfig(snap_radius=0.0, horizontal_max_slope=0.0)
@@ -248,10 +249,16 @@ def test_a_wrong_shape_is_named(name, arguments):
         segments_to_wireframe(*arguments)
 
 
+def read_graph_section(values):
+    """The graph section as every command reads it."""
+    stage = {"name": "s", "points": 1, "steps": 1, "batch_size": 1, "lr": 1.0}
+    return parse_config({"stages": [stage], "graph": values}).graph
+
+
 def test_a_configuration_reads_from_json_values():
-    config = GraphConfig.from_dict({"merge_thresholds": [0.4], "snap_radius": 0.7, "snap_classes": ["apex"]})
+    config = read_graph_section({"merge_thresholds": [0.4], "snap_radius": 0.7, "snap_classes": ["apex"]})
     assert config == GraphConfig(merge_thresholds=(0.4,), snap_radius=0.7, snap_classes=("apex",))
-    assert GraphConfig.from_dict({}) == GraphConfig()
+    assert read_graph_section({}) == GraphConfig()
 
 
 @pytest.mark.parametrize(
@@ -275,7 +282,7 @@ def test_a_configuration_reads_from_json_values():
 )
 def test_an_impossible_configuration_is_refused_in_one_line(values):
     with pytest.raises(ConfigError, match=next(iter(values))) as caught:
-        GraphConfig.from_dict(values)
+        read_graph_section(values)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError):
-        GraphConfig.from_dict([("snap_radius", 1.0)])
+        read_graph_section([("snap_radius", 1.0)])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes everything the demo ships: synthetic scenes -> sampled rows -> model and dummies. Two cores: about an hour and a half.
+# Makes everything the demo ships: synthetic scenes -> sampled rows -> model and dummies. About an hour on two cores.
 # Usage: bash train/demo.sh [work folder]
 set -euo pipefail
 work=${1:-out/demo-training}

@@ -122,7 +122,7 @@ def _step(
     torch.manual_seed(int(hashing.hash64(config.seed, 0, hashing.DROPOUT, torch.tensor([step]).numpy())[0] >> 1))
     losses = training_loss(model(inputs), target, target_mask, config.loss, stage.endpoint_weight, stage.conf_target)
     if not torch.isfinite(losses.total):
-        raise WireframeError(f"the loss of step {step} is not finite; resume with a lower stages.{index}.lr")
+        raise WireframeError(f"the loss of step {step} is not finite; use another --out and a lower stages.{index}.lr")
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)

@@ -16,8 +16,8 @@ bits whatever the order of the segments, of their endpoints and of the points.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -79,21 +79,6 @@ class GraphConfig:
         for value in self.snap_classes:
             if value not in POINT_CLASSES:
                 raise ConfigError(f"graph.snap_classes: {value!r} is none of {', '.join(POINT_CLASSES)}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> GraphConfig:
-        """A configuration from plain values (JSON); keys left out keep their default.
-
-        Raises:
-            ConfigError: an unknown key or an impossible value.
-        """
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"the graph configuration must be a dictionary, not {type(values).__name__}")
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown graph setting {key!r}; the known ones are {', '.join(known)}")
-        return cls(**values)
 
 
 def _is_number(value: object) -> bool:
