@@ -11,34 +11,70 @@ NAMES = ("auto", "reference", "native", "triton")
 
 # Best first: "auto" takes the first entry that can run.
 BUILT = {
+    "parse_points3d": ("native", "reference"),
+    "colors_to_ids": ("native", "reference"),
+    "house_mask": ("native", "reference"),
+    "clip_limits": ("native", "reference"),
+    "depth_points": ("native", "reference"),
+    "vote_labels": ("native", "reference"),
+    "point_tiers": ("native", "reference"),
+    "centre_and_scale": ("native", "reference"),
+    "priority_sample": ("native", "reference"),
+    "farthest_point_sample": ("native", "reference"),
+    "voxel_sample": ("native", "reference"),
+    "merge_vertices": ("native", "reference"),
     "qk_norm_attention": ("reference",),
     "sinkhorn": ("reference",),
     "segment_cost": ("reference",),
     "segment_matching": ("reference",),
 }
 
+# What "native" runs on tensors of a CUDA device; the others have a native CPU implementation alone.
+NATIVE_ON_CUDA = (
+    "house_mask", "clip_limits", "depth_points", "vote_labels", "point_tiers", "centre_and_scale", "priority_sample",
+)
+
 
 class ImplementationError(WireframeError, RuntimeError):
     """The implementation that the caller named cannot run."""
 
 
-def choose(op: str, impl: str) -> str:
+def choose(op: str, impl: str, device: str = "cpu") -> str:
     """The name of the implementation of ``op`` to run for the caller's ``impl``.
+
+    Args:
+        device: type of the device that holds the inputs, "cpu" or "cuda".
 
     Raises:
         ValueError: ``impl`` is not one of ``NAMES``.
-        ImplementationError: ``impl`` is named explicitly and is not built for this operation.
+        ImplementationError: ``impl`` is named explicitly and is not built for this operation, or cannot run here.
     """
     if impl not in NAMES:
         raise ValueError(f"{op}: unknown impl {impl!r}; choose one of {', '.join(NAMES)}")
     built = BUILT[op]
     if impl == "auto":
-        return built[0]
+        return next(name for name in built if _problem(op, name, device) is None)
     if impl not in built:
         raise ImplementationError(
             f"{op}: impl {impl!r} is not built into this version; available: {', '.join(built)}, or 'auto'"
         )
+    problem = _problem(op, impl, device)
+    if problem is not None:
+        raise ImplementationError(f"{op}: impl {impl!r} cannot run: {problem}")
     return impl
+
+
+def _problem(op: str, name: str, device: str) -> str | None:
+    """Why implementation ``name`` of ``op`` cannot run on the device, None where it can."""
+    if name != "native":
+        return None
+    from wireframe.kernels import native
+
+    if device == "cpu":
+        return native.problem("_C")
+    if op not in NATIVE_ON_CUDA:
+        return f"it has no native implementation for {device} tensors"
+    return native.problem("_C_cuda")
 
 
 def why(op: str) -> list[str]:

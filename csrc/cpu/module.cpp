@@ -1,0 +1,24 @@
+// wireframe._C: the operations on the CPU. Buffers in and out, allocated by the caller; every function releases the GIL.
+#include "buffers.h"
+
+#ifndef WIREFRAME_SOURCES
+#define WIREFRAME_SOURCES ""
+#endif
+#ifndef WIREFRAME_COMPILER
+#define WIREFRAME_COMPILER ""
+#endif
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "wireframe's operations on the CPU; use wireframe.kernels.ops";
+  // What it was built from (setup.py) and with, for wireframe.kernels.native.
+  module.attr("sources") = WIREFRAME_SOURCES;
+  module.attr("compiler") = WIREFRAME_COMPILER;
+  wireframe::bind_colors(module);
+  wireframe::bind_depth(module);
+  wireframe::bind_farthest(module);
+  wireframe::bind_merge(module);
+  wireframe::bind_points3d(module);
+  wireframe::bind_sampling(module);
+  wireframe::bind_views(module);
+  wireframe::bind_voxels(module);
+}
