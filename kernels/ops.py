@@ -1,7 +1,21 @@
-"""The public operations: one import for callers, one file per operation behind it."""
+"""The public operations: one import for callers, one file per subject behind it."""
 
+from wireframe.kernels.point_sampling import centre_and_scale, priority_sample
 from wireframe.kernels.qk_norm_attention import qk_norm_attention
 from wireframe.kernels.segment_matching import segment_cost, segment_matching
 from wireframe.kernels.sinkhorn import sinkhorn
+from wireframe.kernels.view_fusion import clip_limits, depth_points, house_mask, point_tiers, vote_labels
 
-__all__ = ["qk_norm_attention", "segment_cost", "segment_matching", "sinkhorn"]
+__all__ = [
+    "centre_and_scale",
+    "clip_limits",
+    "depth_points",
+    "house_mask",
+    "point_tiers",
+    "priority_sample",
+    "qk_norm_attention",
+    "segment_cost",
+    "segment_matching",
+    "sinkhorn",
+    "vote_labels",
+]

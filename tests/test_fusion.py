@@ -212,12 +212,13 @@ def test_house_mask_is_a_box_dilation():
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_depth_points_project_back_to_their_pixels(factor):
-    from wireframe.depth import depth_points
+    from wireframe.depth import clip_limit, depth_points, house_mask
 
     view = random_scene(0).views[0]
     depth = np.kron(view.depth, np.ones((factor, factor), np.uint16))
     view = type(view)(**{**vars(view), "depth": depth})
-    world = depth_points(view, 30, seed=0, scene=hashing.scene_key("x")).astype(np.float64)
+    mask, limit = house_mask(view.gestalt), clip_limit(view.depth)
+    world = depth_points(view, mask, limit, 30, seed=0, scene=hashing.scene_key("x")).astype(np.float64)
     assert 0 < len(world) <= 30
     camera = world @ view.R.T.astype(np.float64) + view.t
     u = (view.K[0, 0] * camera[:, 0] / camera[:, 2] + view.K[0, 2]) * factor

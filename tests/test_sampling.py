@@ -5,7 +5,8 @@ import pytest
 
 from scenes import random_scene
 from wireframe.fusion import fuse_views
-from wireframe.sampling import centre_and_scale, sample_points
+from wireframe.normalisation import centre_and_scale
+from wireframe.sampling import sample_points
 
 
 def fused(seed=0, colmap=None, depth=None):

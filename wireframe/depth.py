@@ -1,6 +1,7 @@
-"""From a depth map to world points: house mask, cleaning, choice of pixels, unprojection (baseline facts, section 2).
+"""From a depth map to world points, in NumPy: house mask, cleaning, choice of pixels, unprojection.
 
-float64 and elementwise throughout, in the order written, so that a native version can give the same bits.
+The readable reference of ``wireframe.kernels.ops.house_mask``, ``clip_limits`` and ``depth_points`` (baseline facts,
+section 2). float64 and elementwise throughout, in the order written, so that a native version gives the same bits.
 """
 
 from __future__ import annotations
@@ -76,11 +77,13 @@ def clip_limit(depth: np.ndarray) -> float:
     return b - (b - a) * (1 - t) if t >= 0.5 else a + (b - a) * t
 
 
-def depth_points(view: View, count: int, seed: int, scene: int) -> np.ndarray:
+def depth_points(view: View, mask: np.ndarray, limit: float, count: int, seed: int, scene: int) -> np.ndarray:
     """World points of up to ``count`` depth pixels of the house in one view.
 
     Args:
         view: a view with a depth map; the depth map may have another size than the label maps.
+        mask: bool [H, W], of the label maps' size (``house_mask``).
+        limit: millimetres at which depths are clamped (``clip_limit``).
         count: how many pixels at most; the ``count`` smallest hashes win.
         seed, scene: the random key (``hashing.scene_key(order_id)``).
 
@@ -90,7 +93,6 @@ def depth_points(view: View, count: int, seed: int, scene: int) -> np.ndarray:
     depth = view.depth
     height, width = depth.shape
     label_height, label_width = view.gestalt.shape
-    mask = house_mask(view.gestalt)
     if (height, width) != (label_height, label_width):
         rows = _nearest(height, label_height)
         cols = _nearest(width, label_width)
@@ -98,12 +100,13 @@ def depth_points(view: View, count: int, seed: int, scene: int) -> np.ndarray:
     pixels = np.flatnonzero(mask & (depth > 0))
     hashes = hashing.hash64(seed, scene, hashing.depth_pixels(view.index), pixels)
     pixels = pixels[hashing.smallest(hashes, count)]
-    z = np.minimum(depth.ravel()[pixels].astype(np.float64), clip_limit(depth)) * METRES_PER_UNIT
+    z = np.minimum(depth.ravel()[pixels].astype(np.float64), limit) * METRES_PER_UNIT
     v, u = np.divmod(pixels, width)
     K = view.K.astype(np.float64)
     fx, cx = (value * width / label_width for value in (K[0, 0], K[0, 2]))
     fy, cy = (value * height / label_height for value in (K[1, 1], K[1, 2]))
-    return _to_world((u - cx) * z / fx, (v - cy) * z / fy, z, view)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return _to_world((u - cx) * z / fx, (v - cy) * z / fy, z, view)
 
 
 def _nearest(size: int, label_size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Priority sampling: a fixed number of points, structural ones first, in normalised coordinates.
+"""Sampling: a fixed number of fused points, structural ones first, in normalised coordinates.
 
-Source of the rules: the S23DR 2026 learned baseline (priority sampling, normalisation); its unseeded draws are
-replaced by hashes of the scene's id, and a short source hands its quota on before anything is repeated.
+The steps are the operations of ``wireframe.kernels.ops``; ``priority.py``, ``normalisation.py`` and ``subsets.py`` are
+their readable references.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ import dataclasses
 import numpy as np
 
 from wireframe import hashing
-from wireframe.fusion import SOURCE_COLMAP, SOURCE_DEPTH, LabelledPoints
-
-REFERENCE_POINTS = 8000
-MAD_FACTOR = 2.5
-BOX_QUANTILES = (0.025, 0.975)
-MIN_SCALE = 1e-6
+from wireframe.fusion import LabelledPoints
+from wireframe.normalisation import normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,41 +58,71 @@ class SampledScene:
         return self.xyz_norm[self.mask] * self.scale + self.center, self.class_id[self.mask]
 
 
-def sample_points(points: LabelledPoints, num_points: int = 4096, seed: int = 0) -> SampledScene:
+def sample_points(
+    points: LabelledPoints,
+    num_points: int = 4096,
+    seed: int = 0,
+    *,
+    impl: str = "auto",
+    threads: int | None = None,
+) -> SampledScene:
     """A fixed-size priority sample: three quarters COLMAP, one quarter depth, lowest tiers first.
 
     Args:
-        points: fused points; those with ``keep`` False or an excluded tier are left out.
+        points: fused points; those with ``keep`` False, an excluded tier or a coordinate that is not finite are left
+            out.
         num_points: T, a positive multiple of 4 in practice; COLMAP's quota is 3 T // 4.
         seed: with the scene's id, the key of every draw.
+        impl: "auto", "native" or "reference"; all give the same bits.
+        threads: of the native implementation; None = torch's number.
 
     Returns:
         SampledScene: COLMAP points, then depth points, each by (tier, hash). When both sources are exhausted the last
         point is repeated with mask False; without any point all arrays are zero and scale is 1.
 
     Raises:
-        ValueError: ``num_points`` is not positive.
+        ValueError: ``num_points`` is not positive. ImplementationError: an explicit ``impl`` that cannot run.
     """
+    import torch
+
+    from wireframe.kernels import ops
+
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    points = points.select(points.keep & (points.group_id >= 0))
-    key = hashing.scene_key(points.order_id)
-    center, scale = centre_and_scale(points.xyz, points.source, seed, key)
-    chosen = _choose(points, num_points, hashing.hash64(seed, key, hashing.SAMPLING, np.arange(len(points))))
-    mask = np.zeros(num_points, dtype=bool)
-    mask[: len(chosen)] = True
-    index = np.concatenate([chosen, np.repeat(chosen[-1:], num_points - len(chosen))])
+    keep = points.keep & (points.group_id >= 0)
+    finite = np.isfinite(points.xyz)
+    if not finite.all():
+        keep &= finite.all(axis=1)
+    if not keep.all():
+        points = points.select(keep)
+    cloud = {name: torch.from_numpy(np.ascontiguousarray(getattr(points, name))) for name in ("xyz", "source", "group_id")}
+    everything = torch.from_numpy(np.ones(len(points), dtype=bool))
+    one_scene = (everything, torch.tensor([0, len(points)]), _key(points.order_id))
+    how = {"impl": impl, "threads": threads}
+    centers, scales = ops.centre_and_scale(cloud["xyz"], cloud["source"], *one_scene, seed, **how)
+    indices, counts = ops.priority_sample(cloud["source"], cloud["group_id"], *one_scene, num_points, seed, **how)
+    return _sampled(points, indices[0].numpy(), int(counts[0]), centers[0].numpy(), scales[0].numpy()[()])
+
+
+def _key(order_id: str):
+    import torch
+
+    return torch.from_numpy(np.array([hashing.scene_key(order_id)], dtype=np.uint64).view(np.int64))
+
+
+def _sampled(points: LabelledPoints, index: np.ndarray, count: int, center: np.ndarray, scale: np.float32) -> SampledScene:
+    """The points at ``index`` as a sampled row; the first ``count`` of them are real, without any all arrays are zero."""
 
     def padded(array: np.ndarray) -> np.ndarray:
-        return array[index] if len(index) else np.zeros((num_points, *array.shape[1:]), dtype=array.dtype)
+        return array[index] if count else np.zeros((len(index), *array.shape[1:]), dtype=array.dtype)
 
     return SampledScene(
         order_id=points.order_id,
-        xyz_norm=padded(_normalise(points.xyz, center, scale)),
+        xyz_norm=normalise(padded(points.xyz), center, scale),
         class_id=padded(points.class_id),
         source=padded(points.source),
-        mask=mask,
-        gt_segments=_normalise(points.vertices, center, scale)[points.edges].reshape(-1, 2, 3),
+        mask=np.arange(len(index)) < count,
+        gt_segments=normalise(points.vertices, center, scale)[points.edges].reshape(-1, 2, 3),
         scale=scale,
         center=center,
         gt_vertices=points.vertices.astype(np.float32),
@@ -108,54 +134,3 @@ def sample_points(points: LabelledPoints, num_points: int = 4096, seed: int = 0)
         vote_frac=padded(points.vote_frac),
         gt_edge_classes=points.edge_classes.astype(np.int64),
     )
-
-
-def _choose(points: LabelledPoints, num_points: int, hashes: np.ndarray) -> np.ndarray:
-    """Positions of the chosen points: COLMAP by (tier, hash), then depth likewise; ties by position."""
-    available = {source: np.flatnonzero(points.source == source) for source in (SOURCE_COLMAP, SOURCE_DEPTH)}
-    quota_colmap = 3 * num_points // 4
-    n_colmap, n_depth = len(available[SOURCE_COLMAP]), len(available[SOURCE_DEPTH])
-    take_colmap = min(n_colmap, max(quota_colmap, num_points - n_depth))
-    take_depth = min(n_depth, num_points - take_colmap)
-    chosen = []
-    for source, take in ((SOURCE_COLMAP, take_colmap), (SOURCE_DEPTH, take_depth)):
-        index = available[source]
-        order = np.lexsort((hashes[index], points.group_id[index]))
-        chosen.append(index[order[:take]])
-    return np.concatenate(chosen)
-
-
-def centre_and_scale(xyz: np.ndarray, source: np.ndarray, seed: int, scene: int) -> tuple[np.ndarray, np.ndarray]:
-    """Robust centre and scale of a cloud (baseline facts, section 2, step 6).
-
-    The reference is the depth points (all points where there are none), at most 8000 of them by smallest hash;
-    points farther from the coordinate-wise median than median + 2.5 MAD of that distance are dropped; centre and
-    scale are the middle and the diagonal of the box between the 2.5th and 97.5th percentiles.
-
-    Args:
-        xyz: float32 [P, 3]; source: uint8 [P]; seed, scene: the random key.
-
-    Returns:
-        center float32 [3], scale float32 [] (>= 1e-6; 1 for an empty cloud).
-    """
-    reference = np.flatnonzero(source == SOURCE_DEPTH)
-    if len(reference) == 0:
-        reference = np.arange(len(xyz))
-    if len(reference) == 0:
-        return np.zeros(3, dtype=np.float32), np.float32(1.0)
-    hashes = hashing.hash64(seed, scene, hashing.CENTRE_SCALE, reference)
-    cloud = xyz[reference[hashing.smallest(hashes, REFERENCE_POINTS)]].astype(np.float64)
-    d = cloud - np.median(cloud, axis=0)
-    distance = np.sqrt((d[:, 0] * d[:, 0] + d[:, 1] * d[:, 1]) + d[:, 2] * d[:, 2])
-    middle = np.median(distance)
-    spread = np.median(np.abs(distance - middle))
-    cloud = np.sort(cloud[distance <= middle + MAD_FACTOR * spread], axis=0)
-    low, high = (cloud[int(f * (len(cloud) - 1))] for f in BOX_QUANTILES)
-    side = high - low
-    diagonal = np.sqrt((side[0] * side[0] + side[1] * side[1]) + side[2] * side[2])
-    return ((low + high) / 2).astype(np.float32), np.float32(max(diagonal, MIN_SCALE))
-
-
-def _normalise(world: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(world - center) / scale in float64 from the stored float32 values, rounded to float32 once."""
-    return ((world.astype(np.float64) - center.astype(np.float64)) / np.float64(scale)).astype(np.float32)

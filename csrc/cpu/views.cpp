@@ -1,0 +1,233 @@
+// Label maps: the house mask, the vote of the views, tiers and classes (references: wireframe/depth.py, voting.py).
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <vector>
+
+#include "pool.h"
+#include "view_table.h"
+
+namespace wireframe {
+namespace {
+
+constexpr int64_t kPointsPerChunk = 2048;
+
+// ORs windows of 1, 2, 4, ... elements, at `stride`, until each holds `window` of them; count = elements of the result.
+void widen(uint8_t* data, int64_t window, int64_t stride, int64_t count) {
+  // What lies behind the result is still read while the windows grow.
+  for (int64_t have = 1; have < window;) {
+    const int64_t step = std::min(have, window - have);
+    const int64_t rest = count + (window - have - step) * stride;
+    const uint8_t* ahead = data + step * stride;
+    // Reading ahead of the writes is no obstacle to vectors.
+#pragma GCC ivdep
+    for (int64_t i = 0; i < rest; ++i) data[i] = uint8_t(data[i] | ahead[i]);
+    have += step;
+  }
+}
+
+void mask_of(const uint8_t* gestalt, int64_t height, int64_t width, const LabelTables& tables, int64_t radius, bool* out) {
+  // Beyond the map's own size a larger box changes nothing.
+  radius = std::min(radius, std::max(height, width));
+  const int64_t window = 2 * radius + 1;
+  std::vector<uint8_t> rows(size_t((height + 2 * radius) * width)), line(size_t(width + 2 * radius));
+  for (int64_t y = 0; y < height; ++y) {
+    std::fill(line.begin(), line.end(), uint8_t(0));
+    for (int64_t x = 0; x < width; ++x) line[size_t(radius + x)] = tables.in_house(gestalt[y * width + x]);
+    widen(line.data(), window, 1, width);
+    std::copy_n(line.begin(), width, rows.begin() + (radius + y) * width);
+  }
+  widen(rows.data(), window, width, height * width);
+  for (int64_t i = 0; i < height * width; ++i) out[i] = rows[size_t(i)] != 0;
+}
+
+struct LabelMaps {
+  const uint8_t *ade, *gestalt;
+  double tolerance;  // of the visibility test, below 0 = off
+};
+
+// The nearest depth of each cell of each view; concurrent minima are the same in any order.
+class ZBuffer {
+ public:
+  explicit ZBuffer(const ViewTable& views) : begin_(size_t(views.size + 1)) {
+    for (int64_t v = 0; v < views.size; ++v) {
+      begin_[size_t(v + 1)] = begin_[size_t(v)] + zbuffer_size(views[v].height, views[v].width);
+    }
+    nearest_ = std::vector<std::atomic<double>>(size_t(begin_.back()));
+    for (auto& cell : nearest_) cell.store(std::numeric_limits<double>::infinity(), std::memory_order_relaxed);
+  }
+
+  void add(int64_t v, const ViewRow& view, const Pixel& pixel) {
+    auto& cell = at(v, view, pixel);
+    double seen = cell.load(std::memory_order_relaxed);
+    while (pixel.depth < seen && !cell.compare_exchange_weak(seen, pixel.depth, std::memory_order_relaxed)) {
+    }
+  }
+
+  double nearest(int64_t v, const ViewRow& view, const Pixel& pixel) { return at(v, view, pixel).load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<double>& at(int64_t v, const ViewRow& view, const Pixel& pixel) {
+    return nearest_[size_t(begin_[size_t(v)] + zbuffer_cell(pixel, view.width))];
+  }
+
+  std::vector<int64_t> begin_;
+  std::vector<std::atomic<double>> nearest_;
+};
+
+// Points that vote: which views each of them is shown to.
+struct Voters {
+  const float* xyz;
+  const int64_t* offsets;
+  int64_t scenes;
+  const int64_t* view_offsets;
+  const ViewTable& views;
+  const std::vector<Camera>& cameras;
+
+  // body(point, first view, last view + 1) for the points of one chunk.
+  template <class Body>
+  void chunk(int64_t number, const Body& body) const {
+    const int64_t first = number * kPointsPerChunk, last = std::min(first + kPointsPerChunk, offsets[scenes]);
+    int64_t scene = std::upper_bound(offsets, offsets + scenes + 1, first) - offsets - 1;
+    for (int64_t p = first; p < last; ++p) {
+      while (p >= offsets[scene + 1]) ++scene;
+      body(p, view_offsets[scene], view_offsets[scene + 1]);
+    }
+  }
+
+  Pixel pixel(int64_t p, int64_t v) const {
+    const float* at = xyz + 3 * p;
+    return project(cameras[size_t(v)], at[0], at[1], at[2], views[v].height, views[v].width);
+  }
+};
+
+PointLabel label_of(const Voters& voters, const LabelMaps& maps, const LabelTables& tables, ZBuffer* zbuffer, int64_t p,
+                    int64_t first_view, int64_t last_view) {
+  PointVotes votes;
+  for (int64_t v = first_view; v < last_view; ++v) {
+    const Pixel pixel = voters.pixel(p, v);
+    if (!pixel.inside) continue;
+    const ViewRow& view = voters.views[v];
+    if (zbuffer && !zbuffer_sees(pixel.depth, zbuffer->nearest(v, view, pixel), maps.tolerance)) continue;
+    const int64_t at = view.labels + pixel.row * view.width + pixel.column;
+    votes.add(maps.ade[at], maps.gestalt[at], tables);
+  }
+  return decide(votes);
+}
+
+// The arrays that vote_labels fills.
+struct Labels {
+  Span<uint8_t> visible_src;
+  Span<int16_t> visible_id, behind;
+  Span<uint8_t> support, n_views_voted;
+  Span<float> vote_frac;
+
+  explicit Labels(const py::tuple& out, int64_t n)
+      : visible_src(span<uint8_t>(out[0], "visible_src", {n})),
+        visible_id(span<int16_t>(out[1], "visible_id", {n})),
+        behind(span<int16_t>(out[2], "behind", {n})),
+        support(span<uint8_t>(out[3], "support", {n})),
+        n_views_voted(span<uint8_t>(out[4], "n_views_voted", {n})),
+        vote_frac(span<float>(out[5], "vote_frac", {n})) {}
+
+  void set(int64_t p, const PointLabel& label) const {
+    visible_src[p] = label.visible_src, visible_id[p] = label.visible_id, behind[p] = label.behind;
+    support[p] = label.support, n_views_voted[p] = label.n_views_voted, vote_frac[p] = label.vote_frac;
+  }
+};
+
+void vote(const Voters& voters, const LabelMaps& maps, const LabelTables& tables, const Labels& out, int threads) {
+  const int64_t points = voters.offsets[voters.scenes];
+  const int64_t chunks = (points + kPointsPerChunk - 1) / kPointsPerChunk;
+  std::vector<ZBuffer> zbuffer;
+  if (maps.tolerance >= 0.0) {
+    zbuffer.emplace_back(voters.views);
+    parallel_for(threads, chunks, [&](int64_t number) {
+      voters.chunk(number, [&](int64_t p, int64_t first_view, int64_t last_view) {
+        for (int64_t v = first_view; v < last_view; ++v) {
+          const Pixel pixel = voters.pixel(p, v);
+          if (pixel.inside) zbuffer[0].add(v, voters.views[v], pixel);
+        }
+      });
+    });
+  }
+  parallel_for(threads, chunks, [&](int64_t number) {
+    voters.chunk(number, [&](int64_t p, int64_t first_view, int64_t last_view) {
+      out.set(p, label_of(voters, maps, tables, zbuffer.empty() ? nullptr : &zbuffer[0], p, first_view, last_view));
+    });
+  });
+}
+
+void bind_vote(py::module_& module) {
+  module.def(
+      "vote_labels",
+      [](const py::object& xyz, const py::object& offsets, const py::object& view_offsets, const py::object& ade,
+         const py::object& gestalt, const py::object& views, const py::object& K, const py::object& R,
+         const py::object& t, const py::object& tables, double zbuffer, const py::tuple& out, int threads) {
+        const auto points = span<const float>(xyz, "xyz", {kAny, 3});
+        const auto bounds = offsets_to(offsets, "offsets", points.shape(0));
+        const auto ade_maps = span<const uint8_t>(ade, "ade", {kAny});
+        const auto gestalt_maps = span<const uint8_t>(gestalt, "gestalt", {ade_maps.size});
+        const ViewTable table = view_table(views, bounds.size - 1, true, ade_maps.size, false, 0);
+        const auto view_bounds = offsets_to(view_offsets, "view_offsets", table.size);
+        if (view_bounds.size != bounds.size) throw std::invalid_argument("view_offsets must have the length of offsets");
+        const auto table_data = span<const uint8_t>(tables, "tables", {7, 256});
+        const Cameras all = cameras(K, R, t, table.size);
+        if (out.size() != 6) throw std::invalid_argument("out must hold six arrays");
+        const Labels labels(out, points.shape(0));
+        std::vector<Camera> loaded;
+        for (int64_t v = 0; v < table.size; ++v) loaded.push_back(all[v]);
+        const LabelTables lookup = label_tables(table_data);
+        py::gil_scoped_release release;
+        const Voters voters{points.data, bounds.data, bounds.size - 1, view_bounds.data, table, loaded};
+        vote(voters, {ade_maps.data, gestalt_maps.data, zbuffer}, lookup, labels, threads);
+      },
+      py::arg("xyz"), py::arg("offsets"), py::arg("view_offsets"), py::arg("ade"), py::arg("gestalt"), py::arg("views"),
+      py::arg("K"), py::arg("R"), py::arg("t"), py::arg("tables"), py::arg("zbuffer"), py::arg("out"), py::arg("threads"));
+}
+
+}  // namespace
+
+void bind_views(py::module_& module) {
+  module.def(
+      "house_mask",
+      [](const py::object& gestalt, const py::object& views, const py::object& tables, int64_t radius,
+         const py::object& out, int threads) {
+        const auto maps = span<const uint8_t>(gestalt, "gestalt", {kAny});
+        const ViewTable table = view_table(views, std::numeric_limits<int64_t>::max(), true, maps.size, false, 0);
+        const auto table_data = span<const uint8_t>(tables, "tables", {7, 256});
+        const auto mask = span<bool>(out, "out", {maps.size});
+        if (radius < 0) throw std::invalid_argument("radius must not be negative, got " + std::to_string(radius));
+        const LabelTables lookup = label_tables(table_data);
+        py::gil_scoped_release release;
+        parallel_for(threads, table.size, [&](int64_t v) {
+          const ViewRow& view = table[v];
+          mask_of(maps.data + view.labels, view.height, view.width, lookup, radius, mask.data + view.labels);
+        });
+      },
+      py::arg("gestalt"), py::arg("views"), py::arg("tables"), py::arg("radius"), py::arg("out"), py::arg("threads"));
+
+  bind_vote(module);
+
+  module.def(
+      "point_tiers",
+      [](const py::object& visible_src, const py::object& visible_id, const py::object& behind, const py::object& tables,
+         const py::object& group_id, const py::object& class_id) {
+        const auto src = span<const uint8_t>(visible_src, "visible_src", {kAny});
+        const auto id = span<const int16_t>(visible_id, "visible_id", {src.size});
+        const auto hidden = span<const int16_t>(behind, "behind", {src.size});
+        const auto table_data = span<const uint8_t>(tables, "tables", {7, 256});
+        const auto group = span<int8_t>(group_id, "group_id", {src.size});
+        const auto point_class = span<uint8_t>(class_id, "class_id", {src.size});
+        const LabelTables lookup = label_tables(table_data);
+        py::gil_scoped_release release;
+        for (int64_t p = 0; p < src.size; ++p) {
+          const PointTier tier = tier_of(src[p], id[p], hidden[p], lookup);
+          group[p] = tier.group, point_class[p] = tier.point_class;
+        }
+      },
+      py::arg("visible_src"), py::arg("visible_id"), py::arg("behind"), py::arg("tables"), py::arg("group_id"),
+      py::arg("class_id"));
+}
+
+}  // namespace wireframe

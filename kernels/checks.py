@@ -1,0 +1,61 @@
+"""Checks of the arguments of operations: one line that names the operation, the argument and what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> Tensor:
+    """The tensor, contiguous.
+
+    Args:
+        shape: a length for each axis, or a letter where any length will do.
+
+    Raises:
+        TypeError: not a tensor. ValueError: another dtype or shape.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}")
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(wanted, str) or wanted == found for wanted, found in zip(shape, tensor.shape)
+    )
+    if tensor.dtype != dtype or not fits:
+        wanted = f"{_dtype(dtype)} [{', '.join(map(str, shape))}]"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {_dtype(tensor.dtype)} {list(tensor.shape)}")
+    return tensor.contiguous()
+
+
+def check_devices(op: str, **tensors: Tensor) -> str:
+    """The type of the one device that holds all tensors.
+
+    Raises:
+        ValueError: they are on several devices.
+    """
+    (first, tensor), *rest = tensors.items()
+    for name, other in rest:
+        if other.device != tensor.device:
+            raise ValueError(f"{op}: {name} is on {other.device}, {first} on {tensor.device}")
+    return tensor.device.type
+
+
+def thread_count(threads: int | None) -> int:
+    """``threads``, or torch's own number for None.
+
+    Raises:
+        ValueError: below 1.
+    """
+    if threads is None:
+        return torch.get_num_threads()
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    return threads
+
+
+def signed64(value: int) -> int:
+    """``value`` modulo 2^64 as an int64, the only integer that an operator schema takes."""
+    return ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,123 @@
+"""Scenes side by side: flat maps and a table of views, as the operations of fusion take them on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wireframe import hashing
+from wireframe.scene import Scene, View
+
+# Columns of SceneBatch.views; struct ViewRow in csrc/point_math.h.
+VIEW_COLUMNS = ("scene", "index", "height", "width", "labels", "depth_height", "depth_width", "depth")
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneBatch:
+    """B scenes with V views and P COLMAP points in all. Made by ``from_scenes``; all tensors are contiguous.
+
+    Attributes:
+        ade, gestalt: uint8 [N], the label maps of all views, one after another, row-major.
+        depth: uint16 [M], the depth maps in millimetres, 0 = none.
+        views: int64 [V, 8], a row for each view, by scene; columns ``VIEW_COLUMNS``: position of its scene, position
+            in the raw row, size of its label maps, where they begin, size of its depth map (0 without one), where
+            it begins.
+        K, R: float32 [V, 3, 3]; t: float32 [V, 3].
+        points: float32 [P, 3], world metres.
+        keys: int64 [B], the bits of each scene's random key (``hashing.scene_key``).
+        view_offsets, point_offsets: int64 [B + 1]; scene b has the views and points offsets[b] to offsets[b + 1].
+        views_of, points_of: the same two as tuples of int, so that nobody has to ask the device for them.
+    """
+
+    ade: Tensor
+    gestalt: Tensor
+    depth: Tensor
+    views: Tensor
+    K: Tensor
+    R: Tensor
+    t: Tensor
+    points: Tensor
+    keys: Tensor
+    view_offsets: Tensor
+    point_offsets: Tensor
+    views_of: tuple[int, ...]
+    points_of: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.ade.device
+
+    @classmethod
+    def from_scenes(cls, scenes: Sequence[Scene], *, depth: bool = True) -> SceneBatch:
+        """The batch of these scenes, on the CPU; ``depth=False`` leaves the depth maps out."""
+        views = [(number, view) for number, scene in enumerate(scenes) for view in scene.views]
+        maps = [view.depth if depth else None for _, view in views]
+        table = np.zeros((len(views), len(VIEW_COLUMNS)), dtype=np.int64)
+        for row, (number, view), depth_map in zip(table, views, maps):
+            row[:4] = number, view.index, *view.gestalt.shape
+            if depth_map is not None:
+                row[5:7] = depth_map.shape
+        table[1:, 4] = np.cumsum(table[:-1, 2] * table[:-1, 3])
+        table[1:, 7] = np.cumsum(table[:-1, 5] * table[:-1, 6])
+        keys = np.array([hashing.scene_key(scene.order_id) for scene in scenes], dtype=np.uint64)
+        views_of = _offsets([len(scene.views) for scene in scenes])
+        points_of = _offsets([len(scene.points) for scene in scenes])
+        return cls(
+            ade=_flat([view.ade for _, view in views], np.uint8),
+            gestalt=_flat([view.gestalt for _, view in views], np.uint8),
+            depth=_flat([map for map in maps if map is not None], np.uint16),
+            views=torch.from_numpy(table),
+            K=_flat([view.K for _, view in views], np.float32).reshape(-1, 3, 3),
+            R=_flat([view.R for _, view in views], np.float32).reshape(-1, 3, 3),
+            t=_flat([view.t for _, view in views], np.float32).reshape(-1, 3),
+            points=_flat([scene.points for scene in scenes], np.float32).reshape(-1, 3),
+            keys=torch.from_numpy(keys.view(np.int64)),
+            view_offsets=torch.tensor(views_of),
+            point_offsets=torch.tensor(points_of),
+            views_of=views_of,
+            points_of=points_of,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SceneBatch:
+        """The batch on another device."""
+        return dataclasses.replace(self, **{
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items() if isinstance(value, Tensor)
+        })  # fmt: skip
+
+    def most_depth_pixels(self) -> int:
+        """The most pixels of any one depth map can have: no draw gives more."""
+        return self.depth.shape[0]
+
+
+def views_from_table(
+    views: np.ndarray, K: np.ndarray, R: np.ndarray, t: np.ndarray,
+    ade: np.ndarray, gestalt: np.ndarray, depth: np.ndarray,
+) -> Iterator[View]:
+    """The views of a batch, as the readable reference takes them; the arrays are views into the flat maps."""
+    for row, (_, index, height, width, labels, depth_height, depth_width, start) in enumerate(views.tolist()):
+        end = labels + height * width
+        yield View(
+            "", index, K[row], R[row], t[row],
+            ade[labels:end].reshape(height, width),
+            gestalt[labels:end].reshape(height, width),
+            depth[start : start + depth_height * depth_width].reshape(depth_height, depth_width) if depth_height else None,
+        )  # fmt: skip
+
+
+def _offsets(counts: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(x) for x in np.cumsum([0, *counts]))
+
+
+def _flat(arrays: Sequence[np.ndarray], dtype: type) -> Tensor:
+    if not arrays:
+        return torch.from_numpy(np.zeros(0, dtype))
+    # concatenate copies, so what comes out is writable, contiguous and of native byte order.
+    return torch.from_numpy(np.concatenate([np.asarray(array, dtype).ravel() for array in arrays]))
