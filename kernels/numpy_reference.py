@@ -56,10 +56,9 @@ def vote_labels(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     world = _array(xyz)
     all_views = [view for _, view in _views(views, K, R, t, _array(ade), _array(gestalt), None)]
-    found = [
-        voting.vote_labels(world[first:last], all_views[first_view:last_view], None if zbuffer < 0 else zbuffer)
-        for (first, last), (first_view, last_view) in zip(_spans(offsets), _spans(view_offsets))
-    ]
+    tolerance = None if zbuffer < 0 else zbuffer
+    points_of, views_of = _spans(offsets, len(world)), _spans(view_offsets, len(all_views))
+    found = [voting.vote_labels(world[a:b], all_views[c:d], tolerance) for (a, b), (c, d) in zip(points_of, views_of)]
     found = found or [voting.vote_labels(world, [])]
     return tuple(_tensor(np.concatenate(arrays), xyz) for arrays in zip(*found))
 
@@ -72,6 +71,9 @@ def point_tiers(visible_src: Tensor, visible_id: Tensor, behind: Tensor, threads
 def centre_and_scale(
     xyz: Tensor, source: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor, seed: int, threads: int
 ) -> tuple[Tensor, Tensor]:
+    _check_sources(source)
+    if not np.isfinite(_array(xyz)[_array(keep)]).all():
+        raise ValueError("xyz holds a kept point that is not finite")
     center = np.zeros((keys.shape[0], 3), dtype=np.float32)
     scale = np.ones(keys.shape[0], dtype=np.float32)
     for b, kept in enumerate(_kept(keep, offsets)):
@@ -84,6 +86,7 @@ def priority_sample(
     source: Tensor, group_id: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor,
     num_points: int, seed: int, threads: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_sources(source)
     index = np.full((keys.shape[0], num_points), -1, dtype=np.int64)
     count = np.zeros(keys.shape[0], dtype=np.int64)
     for b, kept in enumerate(_kept(keep, offsets)):
@@ -103,14 +106,22 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(array).to(like.device)
 
 
-def _spans(offsets: Tensor) -> Iterator[tuple[int, int]]:
+def _check_sources(source: Tensor) -> None:
+    if (_array(source) > 1).any():
+        raise ValueError(f"source must be 0 (COLMAP) or 1 (depth), got {int(source.max())}")
+
+
+def _spans(offsets: Tensor, size: int) -> Iterator[tuple[int, int]]:
+    """The ranges between the offsets, which cover ``size`` elements."""
     bounds = _array(offsets).tolist()
+    if not bounds or bounds[0] != 0 or bounds[-1] != size or sorted(bounds) != bounds:
+        raise ValueError(f"offsets must not decrease and must go from 0 to {size}")
     return zip(bounds[:-1], bounds[1:])
 
 
 def _kept(keep: Tensor, offsets: Tensor) -> Iterator[np.ndarray]:
     """For each scene, the flat positions of its kept points."""
-    for first, last in _spans(offsets):
+    for first, last in _spans(offsets, keep.shape[0]):
         yield first + np.flatnonzero(_array(keep)[first:last])
 
 

@@ -6,10 +6,14 @@ The steps are the operations of ``wireframe.kernels.ops``; ``depth.py`` and ``vo
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wireframe.scene import Scene
+
+if TYPE_CHECKING:
+    from wireframe.scene_batch import SceneBatch
 
 SOURCE_COLMAP, SOURCE_DEPTH = 0, 1
 
@@ -133,7 +137,13 @@ def label_points(
 
 
 def _labelled(
-    xyz: np.ndarray, source: np.ndarray, batch, scene: Scene, zbuffer: float | None, how: dict, survivors_only: bool = False
+    xyz: np.ndarray,
+    source: np.ndarray,
+    batch: SceneBatch,
+    scene: Scene,
+    zbuffer: float | None,
+    how: dict,
+    survivors_only: bool = False,
 ) -> LabelledPoints:
     import torch
 

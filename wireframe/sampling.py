@@ -7,12 +7,17 @@ their readable references.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from wireframe import hashing
-from wireframe.fusion import LabelledPoints
+from wireframe.fusion import SOURCE_COLMAP, SOURCE_DEPTH, LabelledPoints
 from wireframe.normalisation import normalise
+from wireframe.priority import quotas
+
+SAMPLERS = ("priority", "fps", "voxel")
+VOXEL_SIZE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +68,29 @@ def sample_points(
     num_points: int = 4096,
     seed: int = 0,
     *,
+    sampler: str = "priority",
     impl: str = "auto",
     threads: int | None = None,
 ) -> SampledScene:
-    """A fixed-size priority sample: three quarters COLMAP, one quarter depth, lowest tiers first.
+    """A fixed-size sample: three quarters COLMAP, one quarter depth, in the sampler's order.
 
     Args:
         points: fused points; those with ``keep`` False, an excluded tier or a coordinate that is not finite are left
             out.
         num_points: T, a positive multiple of 4 in practice; COLMAP's quota is 3 T // 4.
         seed: with the scene's id, the key of every draw.
+        sampler: the order in which the points of a source are taken. "priority", the baseline's: by (tier, hash);
+            "fps": farthest point first, from the one with the smallest hash; "voxel": the first point, by
+            (tier, hash), of every voxel of 5 cm, then the others.
         impl: "auto", "native" or "reference"; all give the same bits.
         threads: of the native implementation; None = torch's number.
 
     Returns:
-        SampledScene: COLMAP points, then depth points, each by (tier, hash). When both sources are exhausted the last
-        point is repeated with mask False; without any point all arrays are zero and scale is 1.
+        SampledScene: COLMAP points, then depth points, each in the sampler's order. When both sources are exhausted the
+        last point is repeated with mask False; without any point all arrays are zero and scale is 1.
 
     Raises:
-        ValueError: ``num_points`` is not positive. ImplementationError: an explicit ``impl`` that cannot run.
+        ValueError: ``num_points`` is not positive, or an unknown sampler. ImplementationError: an explicit ``impl`` that cannot run.
     """
     import torch
 
@@ -89,19 +98,48 @@ def sample_points(
 
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
     keep = points.keep & (points.group_id >= 0)
     finite = np.isfinite(points.xyz)
     if not finite.all():
         keep &= finite.all(axis=1)
     if not keep.all():
         points = points.select(keep)
-    cloud = {name: torch.from_numpy(np.ascontiguousarray(getattr(points, name))) for name in ("xyz", "source", "group_id")}
+    xyz, source, group_id = (torch.from_numpy(np.ascontiguousarray(a)) for a in (points.xyz, points.source, points.group_id))
     everything = torch.from_numpy(np.ones(len(points), dtype=bool))
     one_scene = (everything, torch.tensor([0, len(points)]), _key(points.order_id))
     how = {"impl": impl, "threads": threads}
-    centers, scales = ops.centre_and_scale(cloud["xyz"], cloud["source"], *one_scene, seed, **how)
-    indices, counts = ops.priority_sample(cloud["source"], cloud["group_id"], *one_scene, num_points, seed, **how)
-    return _sampled(points, indices[0].numpy(), int(counts[0]), centers[0].numpy(), scales[0].numpy()[()])
+    centers, scales = ops.centre_and_scale(xyz, source, *one_scene, seed, **how)
+    if sampler == "priority":
+        indices, counts = ops.priority_sample(source, group_id, *one_scene, num_points, seed, **how)
+        index, count = indices[0].numpy(), int(counts[0])
+    else:
+        chosen = np.concatenate(list(_spread(points, num_points, seed, sampler, how)))
+        index, count = np.concatenate([chosen, np.repeat(chosen[-1:], num_points - len(chosen))]), len(chosen)
+        index = index if count else np.full(num_points, -1)
+    return _sampled(points, index, count, centers[0].numpy(), scales[0].numpy()[()])
+
+
+def _spread(points: LabelledPoints, num_points: int, seed: int, sampler: str, how: dict) -> Iterator[np.ndarray]:
+    """For each source, the positions of the points that a sampler other than the baseline's takes."""
+    import torch
+
+    from wireframe.kernels import ops
+
+    hashes = hashing.hash64(seed, hashing.scene_key(points.order_id), hashing.SAMPLING, np.arange(len(points)))
+    available = [np.flatnonzero(points.source == number) for number in (SOURCE_COLMAP, SOURCE_DEPTH)]
+    for index, take in zip(available, quotas(*map(len, available), num_points)):
+        if take == 0:
+            yield index[:0]
+        elif sampler == "fps":
+            xyz = torch.from_numpy(points.xyz[index])
+            yield index[ops.farthest_point_sample(xyz, take, start=int(hashes[index].argmin()), **how).numpy()]
+        else:
+            index = index[np.lexsort((hashes[index], points.group_id[index]))]
+            firsts = ops.voxel_sample(torch.from_numpy(points.xyz[index]), VOXEL_SIZE, **how).numpy()
+            others = np.delete(np.arange(len(index)), firsts)
+            yield index[np.concatenate([firsts, others])[:take]]
 
 
 def _key(order_id: str):
@@ -110,8 +148,10 @@ def _key(order_id: str):
     return torch.from_numpy(np.array([hashing.scene_key(order_id)], dtype=np.uint64).view(np.int64))
 
 
-def _sampled(points: LabelledPoints, index: np.ndarray, count: int, center: np.ndarray, scale: np.float32) -> SampledScene:
-    """The points at ``index`` as a sampled row; the first ``count`` of them are real, without any all arrays are zero."""
+def _sampled(
+    points: LabelledPoints, index: np.ndarray, count: int, center: np.ndarray, scale: np.float32
+) -> SampledScene:
+    """The points at ``index`` as a sampled row; the first ``count`` are real, and without any all arrays are zero."""
 
     def padded(array: np.ndarray) -> np.ndarray:
         return array[index] if count else np.zeros((len(index), *array.shape[1:]), dtype=array.dtype)

@@ -1,4 +1,4 @@
-"""Scenes side by side: flat maps and a table of views, as the operations of fusion take them on the CPU and on a GPU."""
+"""Scenes side by side: flat maps and a table of views, as the operations of fusion take them on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def views_from_table(
 ) -> Iterator[View]:
     """The views of a batch, as the readable reference takes them; the arrays are views into the flat maps."""
     for row, (_, index, height, width, labels, depth_height, depth_width, start) in enumerate(views.tolist()):
-        end = labels + height * width
+        here, there = slice(labels, labels + height * width), slice(start, start + depth_height * depth_width)
         yield View(
             "", index, K[row], R[row], t[row],
-            ade[labels:end].reshape(height, width),
-            gestalt[labels:end].reshape(height, width),
-            depth[start : start + depth_height * depth_width].reshape(depth_height, depth_width) if depth_height else None,
+            ade[here].reshape(height, width),
+            gestalt[here].reshape(height, width),
+            depth[there].reshape(depth_height, depth_width) if depth_height else None,
         )  # fmt: skip
 
 
