@@ -1,4 +1,4 @@
-"""Batches that reach every branch of fusion and sampling, all operations on one of them, and equality to the last bit."""
+"""Batches that reach every branch of fusion and sampling, all operations on a batch, equality to the last bit."""
 
 from __future__ import annotations
 

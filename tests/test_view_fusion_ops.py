@@ -299,6 +299,41 @@ def test_a_wild_view_table_is_refused_by_the_native_module(row, which):
         assert index >= 0 and height * width + labels <= len(batch.gestalt) and labels >= 0
 
 
+@QUICK
+@given(VIEWS, st.integers(0, 2))
+def test_a_wild_view_table_is_refused_by_the_batch(row, which):
+    batch = SceneBatch.from_scenes([random_scene(1, views=3)])
+    table = batch.views.clone()
+    table[which] = torch.tensor(row)
+    try:
+        wild = dataclasses.replace(batch, views=table)
+    except ValueError as problem:
+        assert "views" in str(problem)
+    else:
+        assert_same(run_ops(wild, "native"), run_ops(wild, "reference"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ade", torch.zeros(3, dtype=torch.uint8), "gestalt must have 3 entries"),
+        ("K", torch.zeros(1, 3, 3), "K must have 3 entries"),
+        ("R", torch.zeros(3, 9), r"R must be float32 \[V, 3, 3\]"),
+        ("t", torch.zeros(3, 3, dtype=torch.float64), "t must be float32"),
+        ("points", np.zeros((4, 3), np.float32), "points must be a tensor"),
+        ("points_of", (0, 3), "point_offsets must not decrease"),
+        ("point_offsets", torch.tensor([0, 1, 2]), "point_offsets must have 2 entries"),
+        ("view_offsets", torch.tensor([1, 3]), "view_offsets must not decrease"),
+        ("keys", torch.zeros(2, dtype=torch.int64), "view_offsets must have 3 entries"),
+        ("depth", torch.zeros(5, dtype=torch.uint16), "row 0 of views lies outside"),
+    ],
+)
+def test_a_batch_that_does_not_fit_together_is_refused(name, value, message):
+    batch = SceneBatch.from_scenes([random_scene(1, views=3)])
+    with pytest.raises((ValueError, TypeError), match=message):
+        dataclasses.replace(batch, **{name: value})
+
+
 COORDINATES = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 

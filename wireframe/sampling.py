@@ -90,7 +90,8 @@ def sample_points(
         last point is repeated with mask False; without any point all arrays are zero and scale is 1.
 
     Raises:
-        ValueError: ``num_points`` is not positive, or an unknown sampler. ImplementationError: an explicit ``impl`` that cannot run.
+        ValueError: ``num_points`` is not positive, or an unknown sampler. ImplementationError: an explicit ``impl``
+            that cannot run.
     """
     import torch
 
@@ -106,7 +107,8 @@ def sample_points(
         keep &= finite.all(axis=1)
     if not keep.all():
         points = points.select(keep)
-    xyz, source, group_id = (torch.from_numpy(np.ascontiguousarray(a)) for a in (points.xyz, points.source, points.group_id))
+    arrays = (points.xyz, points.source, points.group_id)
+    xyz, source, group_id = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     everything = torch.from_numpy(np.ones(len(points), dtype=bool))
     one_scene = (everything, torch.tensor([0, len(points)]), _key(points.order_id))
     how = {"impl": impl, "threads": threads}

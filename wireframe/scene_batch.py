@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from wireframe import hashing
+from wireframe.kernels.checks import check_devices, check_tensor
 from wireframe.scene import Scene, View
 
 # Columns of SceneBatch.views; struct ViewRow in csrc/point_math.h.
 VIEW_COLUMNS = ("scene", "index", "height", "width", "labels", "depth_height", "depth_width", "depth")
+
+
+_LAYOUT = {
+    "ade": (torch.uint8, "N"), "gestalt": (torch.uint8, "N"), "depth": (torch.uint16, "M"),
+    "views": (torch.int64, "V", len(VIEW_COLUMNS)), "K": (torch.float32, "V", 3, 3), "R": (torch.float32, "V", 3, 3),
+    "t": (torch.float32, "V", 3), "points": (torch.float32, "P", 3), "keys": (torch.int64, "B"),
+    "view_offsets": (torch.int64, "B + 1"), "point_offsets": (torch.int64, "B + 1"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,21 @@ class SceneBatch:
     point_offsets: Tensor
     views_of: tuple[int, ...]
     points_of: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, (dtype, *shape) in _LAYOUT.items():
+            tensor = check_tensor("SceneBatch", name, getattr(self, name), dtype, tuple(shape))
+            if not getattr(self, name).is_contiguous():
+                object.__setattr__(self, name, tensor)
+        check_devices("SceneBatch", **{name: getattr(self, name) for name in _LAYOUT})
+        lengths = {"gestalt": len(self.ade), "K": len(self.views), "R": len(self.views), "t": len(self.views)}
+        lengths |= {"view_offsets": len(self) + 1, "point_offsets": len(self) + 1}
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"SceneBatch: {name} must have {length} entries, got {len(getattr(self, name))}")
+        if self.device.type == "cpu":
+            # On a GPU it would have to wait; what is there came from a batch that was checked here.
+            _check_table(self)
 
     def __len__(self) -> int:
         return self.keys.shape[0]
@@ -110,6 +134,29 @@ def views_from_table(
             gestalt[here].reshape(height, width),
             depth[there].reshape(depth_height, depth_width) if depth_height else None,
         )  # fmt: skip
+
+
+def _check_table(batch: SceneBatch) -> None:
+    """Raises ValueError where the table names pixels, scenes or points that are not there."""
+    scene, index, height, width, labels, depth_height, depth_width, depth = batch.views.numpy().T
+    sized = (index >= 0) & (height > 0) & (width > 0) & ((depth_height > 0) == (depth_width > 0))
+    placed = _fits(height, width, labels, len(batch.ade)) & _fits(depth_height, depth_width, depth, len(batch.depth))
+    if not (sized & placed).all():
+        raise ValueError(f"SceneBatch: row {int((sized & placed).argmin())} of views lies outside the maps")
+    for name, known, length in (
+        ("view_offsets", batch.views_of, len(batch.views)), ("point_offsets", batch.points_of, len(batch.points)),
+    ):  # fmt: skip
+        rising = known[:1] == (0,) and known[-1] == length and sorted(known) == list(known)
+        if not rising or tuple(getattr(batch, name).tolist()) != known:
+            raise ValueError(f"SceneBatch: {name} must not decrease and must go from 0 to {length}")
+    if not np.array_equal(scene, np.repeat(np.arange(len(batch)), np.diff(batch.views_of))):
+        raise ValueError("SceneBatch: the scenes of views and view_offsets differ")
+
+
+def _fits(height: np.ndarray, width: np.ndarray, begin: np.ndarray, size: int) -> np.ndarray:
+    small = (height >= 0) & (width >= 0) & (height < 1 << 31) & (width < 1 << 31)
+    # Sizes that pass the first test cannot overflow the second.
+    return small & (begin >= 0) & (begin <= size) & (np.where(small, height * width, 0) <= size - begin)
 
 
 def _offsets(counts: Sequence[int]) -> tuple[int, ...]:
