@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make clean
+# make demo | make test | make sanitize | make lint | make clean
 # PIP_OPTIONS goes to every pip call. A laptop without an NVIDIA card saves gigabytes with the CPU wheel of torch:
 #   make demo PIP_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
@@ -6,7 +6,10 @@ VENV ?= .venv
 PIP_OPTIONS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+# What the compiled modules are made from: pip's own builds are incremental too.
+NATIVE := setup.py $(wildcard csrc/*.py csrc/*.h csrc/cpu/* csrc/cuda/*) kernels/build_info.py
+
+.PHONY: demo test sanitize lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -16,6 +19,10 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
+# The extension's tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(VENV)/.test
+	$(BIN)/python tests/sanitized.py
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 
@@ -24,11 +31,11 @@ $(VENV)/.created:
 	$(PYTHON) -m venv --clear $(VENV)
 	touch $@
 
-$(VENV)/.demo: pyproject.toml setup.py | $(VENV)/.created
+$(VENV)/.demo: pyproject.toml $(NATIVE) | $(VENV)/.created
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge]"
 	touch $@
 
-$(VENV)/.test: pyproject.toml setup.py | $(VENV)/.created
+$(VENV)/.test: pyproject.toml $(NATIVE) | $(VENV)/.created
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable ".[challenge,test]"
 	touch $@ $(VENV)/.demo
 

@@ -34,6 +34,11 @@ NATIVE_ON_CUDA = (
     "house_mask", "clip_limits", "depth_points", "vote_labels", "point_tiers", "centre_and_scale", "priority_sample",
 )
 
+_WORDS = {
+    ("native", "cpu"): "C++", ("native", "cuda"): "CUDA",
+    ("reference", "cpu"): "NumPy", ("reference", "cuda"): "NumPy, on the CPU",
+}  # fmt: skip
+
 
 class ImplementationError(WireframeError, RuntimeError):
     """The implementation that the caller named cannot run."""
@@ -77,8 +82,30 @@ def _problem(op: str, name: str, device: str) -> str | None:
     return native.problem("_C_cuda")
 
 
-def why(op: str) -> list[str]:
-    """Lines that say what ``impl="auto"`` runs for ``op`` and why, for ``wireframe doctor``."""
+def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
+    """Lines that say what ``impl="auto"`` runs for ``op`` and why, for ``wireframe doctor``.
+
+    Args:
+        devices: the types of the devices to say it for; those that the operation has no implementation for are left
+            out.
+    """
     if BUILT[op] == ("reference",):
         return [f"{op}: reference (PyTorch): no other implementation is built into this version"]
-    return [f"{op}: {BUILT[op][0]} (auto); also built: {', '.join(BUILT[op][1:])}"]
+    lines = []
+    for device in devices:
+        if device == "cpu":
+            lines.append(f"{op}: {_choice(op, device)}")
+        elif op in NATIVE_ON_CUDA:
+            lines.append(f"{op} on {device} tensors: {_choice(op, device)}")
+    return lines
+
+
+def _choice(op: str, device: str) -> str:
+    chosen = choose(op, "auto", device)
+    others = [name for name in BUILT[op] if name != chosen]
+    problems = {name: _problem(op, name, device) for name in others}
+    text = f"{chosen} ({_WORDS[chosen, device]})"
+    runs = [name for name in others if problems[name] is None]
+    if runs:
+        text += f"; also runs: {', '.join(runs)}"
+    return "; ".join([text, *(f"not {name}: {problems[name]}" for name in others if problems[name])])

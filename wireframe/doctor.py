@@ -29,7 +29,7 @@ _OPTIONAL = {
 
 def describe_machine() -> str:
     """The report of ``wireframe doctor`` as text, one fact a line."""
-    return "\n".join([*_versions(), "", *_accelerator(), "", "operations:", *_operations()])
+    return "\n".join([*_versions(), "", *_accelerator(), "", *_modules(), "", "operations:", *_operations()])
 
 
 def _versions() -> list[str]:
@@ -83,9 +83,10 @@ def _triton_line(torch_version: str, triton_version: str | None) -> str:
 
 
 def _nvcc_line(torch_cuda: str | None) -> str:
-    path = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME")
+    path = (shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None) or shutil.which("nvcc")
     if path is None:
-        return "nvcc: not found (nothing here is compiled with it yet)"
+        return "nvcc: not found (needed to build wireframe._C_cuda only)"
     try:
         text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError) as problem:
@@ -98,10 +99,16 @@ def _nvcc_line(torch_cuda: str | None) -> str:
     return f"nvcc {release}: {'pairs with' if same else 'differs from'} torch's CUDA {torch_cuda}"
 
 
+def _modules() -> list[str]:
+    from wireframe.kernels import native
+
+    return [native.describe(name) for name in native.NAMES]
+
+
 def _operations() -> list[str]:
+    import torch
+
     from wireframe.kernels import dispatch
 
-    lines = [f"  {line}" for op in dispatch.BUILT for line in dispatch.why(op)]
-    for op in ("fuse_views", "sample_points", "merge_vertices"):
-        lines.append(f"  {op}: reference (NumPy): no other implementation is built into this version")
-    return lines
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return [f"  {line}" for op in dispatch.BUILT for line in dispatch.why(op, devices)]

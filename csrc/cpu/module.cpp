@@ -7,12 +7,16 @@
 #ifndef WIREFRAME_COMPILER
 #define WIREFRAME_COMPILER ""
 #endif
+#ifndef WIREFRAME_SANITIZED
+#define WIREFRAME_SANITIZED 0
+#endif
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "wireframe's operations on the CPU; use wireframe.kernels.ops";
-  // What it was built from (setup.py) and with, for wireframe.kernels.native.
+  // What it was built from and with (csrc/native_build.py), for wireframe.kernels.native.
   module.attr("sources") = WIREFRAME_SOURCES;
   module.attr("compiler") = WIREFRAME_COMPILER;
+  module.attr("sanitized") = bool(WIREFRAME_SANITIZED);
   wireframe::bind_colors(module);
   wireframe::bind_depth(module);
   wireframe::bind_farthest(module);
