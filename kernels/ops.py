@@ -1,6 +1,10 @@
 """The public operations: one import for callers, one file per subject behind it."""
 
+from wireframe.kernels.label_colors import colors_to_ids
+from wireframe.kernels.merge_vertices import merge_vertices
 from wireframe.kernels.point_sampling import centre_and_scale, priority_sample
+from wireframe.kernels.point_subsets import farthest_point_sample, voxel_sample
+from wireframe.kernels.points3d import parse_points3d
 from wireframe.kernels.qk_norm_attention import qk_norm_attention
 from wireframe.kernels.segment_matching import segment_cost, segment_matching
 from wireframe.kernels.sinkhorn import sinkhorn
@@ -9,8 +13,12 @@ from wireframe.kernels.view_fusion import clip_limits, depth_points, house_mask,
 __all__ = [
     "centre_and_scale",
     "clip_limits",
+    "colors_to_ids",
     "depth_points",
+    "farthest_point_sample",
     "house_mask",
+    "merge_vertices",
+    "parse_points3d",
     "point_tiers",
     "priority_sample",
     "qk_norm_attention",
@@ -18,4 +26,5 @@ __all__ = [
     "segment_matching",
     "sinkhorn",
     "vote_labels",
+    "voxel_sample",
 ]

@@ -16,6 +16,7 @@ from wireframe.train.config import parse_config
 NO_POINTS = np.zeros((0, 3), np.float32), np.zeros(0, np.uint8)
 PLAIN = GraphConfig(snap_radius=0.0, horizontal_max_slope=0.0)
 THRESHOLDS = GraphConfig().merge_thresholds
+IMPLS = ("reference", pytest.param("native", marks=pytest.mark.native))
 APEX, EAVE_END, FLASHING_END, RIDGE = (
     POINT_CLASSES.index(name) for name in ("apex", "eave_end_point", "flashing_end_point", "ridge")
 )
@@ -64,39 +65,43 @@ def union_find_merge(vertices, edges, thresholds):
     return vertices, sorted({tuple(sorted(edge)) for edge in edges if edge[0] != edge[1]})
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("spread", [0.05, 0.3, 1.0])
-def test_merging_equals_single_linkage_by_union_find(spread):
+def test_merging_equals_single_linkage_by_union_find(spread, impl):
     rng = np.random.default_rng(int(spread * 100))
     for _ in range(5):
         corners = rng.uniform(-4, 4, (10, 3))
         vertices = corners[rng.integers(0, 10, 48)] + rng.normal(0, spread, (48, 3))
         edges = rng.permutation(48).reshape(-1, 2)
-        merged, merged_edges = merge_vertices(vertices, edges, THRESHOLDS)
+        merged, merged_edges = merge_vertices(vertices, edges, THRESHOLDS, impl=impl)
         expected, expected_edges = union_find_merge(vertices, edges, THRESHOLDS)
         assert len(merged) < 48 or spread == 1.0
         np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-12)
         assert [tuple(edge) for edge in merged_edges] == expected_edges
 
 
-def test_a_chain_becomes_one_vertex_as_single_linkage_says():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_chain_becomes_one_vertex_as_single_linkage_says(impl):
     chain = np.stack([np.arange(20) * 0.5, np.zeros(20), np.zeros(20)], axis=1)
     for order in (np.arange(20), np.random.default_rng(0).permutation(20)):
-        merged, edges = merge_vertices(chain[order], np.zeros((0, 2)), (0.5,))
+        merged, edges = merge_vertices(chain[order], np.zeros((0, 2)), (0.5,), impl=impl)
         np.testing.assert_allclose(merged, [[4.75, 0, 0]])
         assert edges.shape == (0, 2)
 
 
-def test_vertices_exactly_the_threshold_apart_are_linked_and_farther_ones_are_not():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_vertices_exactly_the_threshold_apart_are_linked_and_farther_ones_are_not(impl):
     pair = np.array([[0.0, 0, 0], [0.5, 0, 0]])
-    assert len(merge_vertices(pair, [[0, 1]], (0.5,))[0]) == 1
-    assert len(merge_vertices(pair, [[0, 1]], (0.4999,))[0]) == 2
+    assert len(merge_vertices(pair, [[0, 1]], (0.5,), impl=impl)[0]) == 1
+    assert len(merge_vertices(pair, [[0, 1]], (0.4999,), impl=impl)[0]) == 2
 
 
-def test_later_passes_work_on_plain_means_of_the_clusters():
+@pytest.mark.parametrize("impl", IMPLS)
+def test_later_passes_work_on_plain_means_of_the_clusters(impl):
     # Three endpoints around 0 become one vertex at 0; at 0.4 it meets one at 0.3 with equal weight.
     x = np.array([-0.1, 0.0, 0.1, 0.3])
     vertices = np.stack([x, 0 * x, 0 * x], axis=1)
-    merged, _ = merge_vertices(vertices, np.zeros((0, 2)), (0.15, 0.4))
+    merged, _ = merge_vertices(vertices, np.zeros((0, 2)), (0.15, 0.4), impl=impl)
     np.testing.assert_allclose(merged, [[0.15, 0, 0]], atol=1e-12)
 
 

@@ -266,7 +266,8 @@ def test_an_implementation_is_obeyed_or_refused():
         "segment_cost": lambda impl: ops.segment_cost(pred, target, weights=WEIGHTS, impl=impl),
         "segment_matching": lambda impl: ops.segment_matching(pred, target, target_mask, weights=WEIGHTS, impl=impl)[0],
     }
-    assert set(calls) == set(ops.__all__) == set(dispatch.BUILT)
+    assert set(ops.__all__) == set(dispatch.BUILT)
+    assert set(calls) == {op for op, built in dispatch.BUILT.items() if built == ("reference",)}
     for op, call in calls.items():
         assert torch.equal(call("auto"), call("reference"))
         with pytest.raises(ValueError, match="cuda"):

@@ -2,15 +2,20 @@ import dataclasses
 import hashlib
 import io
 import json
+import signal
 import tarfile
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from wireframe.errors import ConfigError, ShardError
+from wireframe.fusion import fuse_views
 from wireframe.prepare import PrepareConfig, prepare
 from wireframe.samples import iter_sample_rows, read_sample
 from wireframe.sampling import sample_points
+from wireframe.scene import read_scene
 from wireframe.shards import ShardWriter, iter_rows
 from wireframe.synth import SynthConfig, make_scene
 
@@ -51,8 +56,6 @@ def test_every_good_scene_becomes_a_row_and_every_other_is_reported(prepared):
 
 
 def test_rows_equal_the_public_functions(raw, prepared):
-    from wireframe import fuse_views, read_scene
-
     rows = {row["order_id"]: row for row in iter_sample_rows(prepared[0])}
     raw_row = next(iter_rows(raw))
     expected = sample_points(fuse_views(read_scene(raw_row), 100), 128)
@@ -60,7 +63,46 @@ def test_rows_equal_the_public_functions(raw, prepared):
     assert all(np.array_equal(array, got.arrays()[name]) for name, array in expected.arrays().items())
 
 
-def test_two_workers_write_the_same_bytes_as_one(raw, prepared, tmp_path):
+@pytest.mark.parametrize("workers", [2, 5])
+def test_any_number_of_workers_writes_the_same_bytes_as_one(raw, prepared, tmp_path, workers):
+    assert prepare(raw, tmp_path, CONFIG, workers=workers, progress=False) == prepared[1]
+    assert digests(tmp_path) == digests(prepared[0])
+
+
+def test_two_workers_are_in_two_scenes_at_the_same_time(raw, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=60)
+    scenes = []
+
+    def together(scene, *arguments, **how):
+        scenes.append(scene.order_id)
+        if len(scenes) <= 2:
+            both.wait()
+        return fuse_views(scene, *arguments, **how)
+
+    monkeypatch.setattr("wireframe.prepare.fuse_views", together)
+    assert prepare(raw / "part0.tar", tmp_path, CONFIG, workers=2, progress=False).rows == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interrupt_or_a_fault_drops_the_scenes_that_wait_and_writes_nothing(raw, prepared, tmp_path, monkeypatch,
+                                                                               error):
+    begun = []
+
+    def interrupting(scene, *arguments, **how):
+        begun.append(scene.order_id)
+        if len(begun) == 2 and error is KeyboardInterrupt:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        # By then the main thread has dropped the third scene.
+        time.sleep(0.5)
+        return fuse_views(scene, *arguments, **how) if error is KeyboardInterrupt else 1 / 0
+
+    monkeypatch.setattr("wireframe.prepare.fuse_views", interrupting)
+    with pytest.raises(error):
+        prepare(raw / "part0.tar", tmp_path, CONFIG, workers=2, progress=False)
+    assert len(begun) <= 2 + (error is ZeroDivisionError)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("wireframe-ahead")]
+    monkeypatch.undo()
     prepare(raw, tmp_path, CONFIG, workers=2, progress=False)
     assert digests(tmp_path) == digests(prepared[0])
 
@@ -84,6 +126,36 @@ def test_a_second_run_resumes_and_makes_only_what_is_missing_or_damaged(raw, pre
 def test_other_settings_do_not_mix_into_one_folder(raw, prepared):
     with pytest.raises(ConfigError, match="other settings"):
         prepare(raw, prepared[0], PrepareConfig(num_points=64), progress=False)
+
+
+@pytest.mark.parametrize("sampler", ["fps", "voxel"])
+def test_another_sampler_takes_other_points_into_a_folder_of_its_own(raw, prepared, tmp_path, sampler):
+    config = dataclasses.replace(CONFIG, sampler=sampler)
+    with pytest.raises(ConfigError, match="other settings"):
+        prepare(raw, prepared[0], config, progress=False)
+    for workers in (1, 2):
+        prepare(raw, tmp_path / str(workers), config, workers=workers, progress=False)
+    assert digests(tmp_path / "1") == digests(tmp_path / "2") != digests(prepared[0])
+    first = read_sample(next(iter_sample_rows(tmp_path / "1")))
+    raw_row = next(iter_rows(raw))
+    expected = sample_points(fuse_views(read_scene(raw_row), 100), 128, sampler=sampler)
+    assert all(np.array_equal(array, first.arrays()[name]) for name, array in expected.arrays().items())
+
+
+def test_an_unknown_sampler_is_a_config_error(raw, tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown sampler 'random'; choose one of priority, fps, voxel"):
+        prepare(raw, tmp_path, PrepareConfig(sampler="random"), progress=False)
+
+
+def test_a_folder_from_before_there_was_a_choice_of_samplers_resumes_with_the_default_alone(raw, tmp_path):
+    prepare(raw, tmp_path, CONFIG, progress=False)
+    for path in (tmp_path / ".manifest").iterdir():
+        note = json.loads(path.read_text())
+        assert note["config"].pop("sampler") == "priority"
+        path.write_text(json.dumps(note))
+    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (0, 2, 6)
+    with pytest.raises(ConfigError, match="other settings"):
+        prepare(raw, tmp_path, dataclasses.replace(CONFIG, sampler="fps"), progress=False)
 
 
 def test_two_machines_that_finish_shards_at_the_same_time_lose_no_note(raw, prepared, tmp_path):
@@ -133,8 +205,8 @@ def test_another_tar_of_the_same_name_is_prepared_again(raw, tmp_path):
 
 
 def test_a_scene_whose_row_no_reader_would_take_is_left_out(raw, tmp_path, monkeypatch):
-    def overflowing(points, num_points, seed):
-        sample = sample_points(points, num_points, seed)
+    def overflowing(points, num_points, seed, **how):
+        sample = sample_points(points, num_points, seed, **how)
         return dataclasses.replace(sample, gt_segments=sample.gt_segments * np.float32(np.inf))
 
     monkeypatch.setattr("wireframe.prepare.sample_points", overflowing)

@@ -10,6 +10,8 @@ import functools
 
 import numpy as np
 
+from wireframe.kernels import dispatch, native
+
 # The id in a label map of a pixel whose colour is not in the table.
 UNKNOWN = 255
 
@@ -245,34 +247,60 @@ POINT_CLASSES = (
 
 
 @functools.lru_cache(maxsize=2)
-def _color_lookup(table: str) -> np.ndarray:
+def _colors(table: str) -> np.ndarray:
+    """uint8 [C, 3], the colour of each id."""
     colors = GESTALT_COLORS if table == "gestalt" else ADE_COLORS
+    return np.array(list(colors.values()), dtype=np.uint8)
+
+
+@functools.lru_cache(maxsize=2)
+def _color_lookup(table: str) -> np.ndarray:
     lookup = np.full(1 << 24, UNKNOWN, dtype=np.uint8)
-    for index, (r, g, b) in enumerate(colors.values()):
+    for index, (r, g, b) in enumerate(_colors(table).tolist()):
         # Colours that two classes share (skyscraper and road;route) go to the later class.
         lookup[(r << 16) | (g << 8) | b] = index
     return lookup
 
 
-def colors_to_ids(image: np.ndarray, table: str) -> np.ndarray:
-    """Class ids of a colour-coded label map.
+def colors_to_ids(image: np.ndarray, table: str, *, impl: str = "auto", threads: int = 1) -> np.ndarray:
+    """Class ids of a colour-coded label map; ``wireframe.kernels.ops.colors_to_ids`` does the same on tensors.
 
     Args:
-        image: uint8 [H, W, 3], RGB.
+        image: uint8 [..., 3], RGB; read-only and strided arrays will do.
         table: "gestalt" or "ade".
+        impl: "auto", "reference" or "native"; all give the same ids.
+        threads: of the native implementation.
 
     Returns:
-        uint8 [H, W]; ``UNKNOWN`` where the colour is not in the table.
+        uint8 [...]; ``UNKNOWN`` where the colour is not in the table.
+
+    Raises:
+        ValueError: an image of another shape or dtype, an unknown ``table`` or ``impl``.
+        ImplementationError: an explicit ``impl`` that cannot run.
     """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.shape[-1:] != (3,):
+        raise ValueError(f"colors_to_ids: image must be uint8 [..., 3], got {image.dtype} {list(image.shape)}")
+    if table not in ("ade", "gestalt"):
+        raise ValueError(f"colors_to_ids: table must be 'ade' or 'gestalt', got {table!r}")
+    if dispatch.choose("colors_to_ids", impl) == "reference":
+        return colors_to_ids_reference(image, table)
+    ids = np.empty(image.shape[:-1], dtype=np.uint8)
+    pixels = np.ascontiguousarray(image).reshape(-1, 3)
+    native.module().colors_to_ids(pixels, _colors(table), ids.reshape(-1), threads)
+    return ids
+
+
+def colors_to_ids_reference(image: np.ndarray, table: str) -> np.ndarray:
+    """What ``colors_to_ids`` computes, by a table of all 2^24 colours."""
     packed = image[..., 0].astype(np.uint32)
     packed <<= 8
     packed |= image[..., 1]
     packed <<= 8
     packed |= image[..., 2]
-    return _color_lookup(table)[packed]
+    return np.asarray(_color_lookup(table)[packed])
 
 
 def ids_to_colors(ids: np.ndarray, table: str) -> np.ndarray:
     """The colour-coded map [H, W, 3] uint8 of class ids [H, W] (all of them in the table)."""
-    colors = GESTALT_COLORS if table == "gestalt" else ADE_COLORS
-    return np.array(list(colors.values()), dtype=np.uint8)[ids]
+    return _colors(table)[ids]

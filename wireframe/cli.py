@@ -98,9 +98,9 @@ def _probability(text: str) -> float:
     return value
 
 
-def _workers(command: argparse.ArgumentParser) -> None:
+def _workers(command: argparse.ArgumentParser, what: str = "processes") -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command.add_argument("--workers", type=_positive, default=cores, help=f"processes (default {cores})")
+    command.add_argument("--workers", type=_positive, default=cores, help=f"{what} (default {cores})")
 
 
 def _doctor_arguments(command: argparse.ArgumentParser) -> None:
@@ -159,13 +159,17 @@ def _prepare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=_non_negative, default=0)
     command.add_argument("--shard", type=_fraction, default=(0, 1), metavar="i/n", help="every n-th tar from the i-th")
     command.add_argument("--keep-all", action="store_true", help="also scenes without ground truth or with > 64 edges")
-    _workers(command)
+    samplers = ("priority", "fps", "voxel")
+    command.add_argument("--sampler", choices=samplers, default="priority", help="which points (default priority)")
+    _workers(command, "threads")
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from wireframe.prepare import PrepareConfig, prepare
 
-    config = PrepareConfig(arguments.points, arguments.depth_points, arguments.seed, arguments.keep_all)
+    config = PrepareConfig(
+        arguments.points, arguments.depth_points, arguments.seed, arguments.keep_all, arguments.sampler
+    )
     report = prepare(
         arguments.source,
         arguments.out,
@@ -241,6 +245,7 @@ def _predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
     command.add_argument("out", type=_path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
     _model_arguments(command)
+    _workers(command, "threads that read ahead")
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -251,6 +256,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         arguments.out,
         *_load_model(arguments),
         limit=arguments.limit,
+        workers=arguments.workers,
         progress=not arguments.quiet,
     )
     _print_failures("failed:", failures)
@@ -266,7 +272,7 @@ def _eval_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="scenes with ground truth: raw tars, or sampled Parquet shards")
     _model_arguments(command)
     command.add_argument("--out", type=_path, help="JSON file for the scores of every scene")
-    _workers(command)
+    _workers(command, "threads that read ahead, then processes that score")
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,11 @@ def read_points3d(zip_bytes: bytes) -> np.ndarray:
         data = read_member(archive, info, MAX_POINTS_BYTES, MAX_RATIO)
     except ArchiveError as error:
         raise SceneError(f"COLMAP: {error}") from None
-    return _parse_binary(data) if info.filename.lower().endswith(".bin") else _parse_text(data)
+    # Here, not above: that module takes its references and caps from this one.
+    from wireframe.kernels.points3d import parse_points3d, parse_points3d_binary
+
+    # Scenes are read side by side, so each takes one thread.
+    return parse_points3d_binary(data) if info.filename.lower().endswith(".bin") else parse_points3d(data, threads=1)
 
 
 def _points_member(infos: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
@@ -55,7 +59,8 @@ def _points_member(infos: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
     return best[0]
 
 
-def _parse_text(data: bytes) -> np.ndarray:
+def parse_points3d_reference(data: bytes) -> np.ndarray:
+    """The points of a points3D.txt; ``wireframe.kernels.points3d.parse_points3d`` describes it."""
     if data.count(b"\n") > MAX_POINTS:
         raise SceneError(f"COLMAP: points3D.txt has more than {MAX_POINTS} lines")
     flat = array.array("d")
@@ -94,7 +99,8 @@ def _bad_line(data: bytes) -> str:
     return "COLMAP: points3D.txt is malformed"
 
 
-def _parse_binary(data: bytes) -> np.ndarray:
+def parse_points3d_binary_reference(data: bytes) -> np.ndarray:
+    """The points of a points3D.bin; ``wireframe.kernels.points3d.parse_points3d_binary`` describes it."""
     points, offset = [], 8
     try:
         (count,) = struct.unpack_from("<Q", data)
@@ -105,7 +111,7 @@ def _parse_binary(data: bytes) -> np.ndarray:
             _, x, y, z, _, _, _, _, track = struct.unpack_from("<Q3d3BdQ", data, offset)
             points.append((x, y, z))
             offset += 51 + 8 * track
-    except struct.error:
+    except (struct.error, OverflowError):  # OverflowError: a track that ends beyond the address space.
         raise SceneError(f"COLMAP: points3D.bin ends inside point {len(points) + 1}") from None
     if offset != len(data):
         raise SceneError(f"COLMAP: points3D.bin holds {len(data)} bytes, its points take {offset}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,6 @@ from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe
 from wireframe.plots import SheetItem, contact_sheet
-from wireframe.prepare import ignore_interrupts
 from wireframe.raw_rows import build_row
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
@@ -129,7 +129,8 @@ def _predict_all(tars: list[str], workers: int, report: Callable[[int], None]) -
 def _one_thread() -> None:
     import torch
 
-    ignore_interrupts()
+    # Ctrl-C is for the parent, which ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

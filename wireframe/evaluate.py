@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from wireframe.ahead import in_order
 from wireframe.errors import ScoreError, ShardError, WireframeError
 from wireframe.files import atomic_write, check_target
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
-from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
+from wireframe.predict import predict_segments, wireframe_of
 from wireframe.samples import is_sampled, iter_sample_rows, list_parquet, read_sample
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
@@ -42,6 +45,7 @@ def predict_file(
     graph: GraphConfig = GraphConfig(),
     *,
     limit: int | None = None,
+    workers: int = 1,
     progress: bool = True,
 ) -> tuple[int, list[Failure]]:
     """Predicts every raw scene of ``source`` into one JSON file, written whole or not at all.
@@ -49,6 +53,15 @@ def predict_file(
     The file is a list of ``{"order_id", "wf_vertices" [V][3] metres, "wf_edges" [E][2]}``. A scene that cannot be read
     gets the empty solution and is reported; where a tar breaks off, that is one more failure and the scenes before it
     are kept.
+
+    Args:
+        source: a tar, a folder or glob of tars, or ``hf://...``.
+        out: the file to write.
+        model, graph: what to predict with.
+        limit: only the first so many scenes.
+        workers: threads that read, fuse and sample the next scenes while the model runs; with 1 nothing runs ahead.
+            The predictions do not depend on it.
+        progress: whether to show a progress bar on stderr.
 
     Returns:
         How many scenes there are, and the failures.
@@ -61,16 +74,16 @@ def predict_file(
     list_shards(source)
     check_target(out).parent.mkdir(parents=True, exist_ok=True)
     entries, failures = [], []
-    rows = _whole_rows(iter_rows(source, limit), source, failures)
-    for row in tqdm(rows, disable=not progress, desc="predict", unit="scene"):
-        try:
-            predicted = predict_wireframe(row, model, graph=graph)
-        except WireframeError as problem:
-            failures.append(Failure(row["order_id"], str(problem)))
+    samples = _read_all(_raw_reader(model, workers), iter_rows(source, limit), source, workers, failures)
+    for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
+        if isinstance(sample, Failure):
+            failures.append(sample)
             predicted = empty_wireframe()
+        else:
+            predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
         entries.append(
             {
-                "order_id": row["order_id"],
+                "order_id": sample.order_id,
                 "wf_vertices": predicted.vertices.tolist(),
                 "wf_edges": predicted.edges.tolist(),
             }
@@ -97,6 +110,11 @@ def evaluate(
     A scene that cannot be read, or has no ground truth, is counted as a failure and not scored; so is the rest of a
     shard that breaks off.
 
+    Args:
+        source, model, graph, limit, progress: as in ``predict_file``.
+        workers: threads that read ahead, as in ``predict_file``, and then processes that score.
+        out: JSON file for the scores of every scene, None for none.
+
     Raises:
         ShardError: the source holds no shard. ScoreError: no scene can be scored. MissingPackageError: no hoho2025.
     """
@@ -106,7 +124,7 @@ def evaluate(
     if out is not None:
         check_target(out).parent.mkdir(parents=True, exist_ok=True)
     order_ids, pairs, failures = [], [], []
-    samples = _samples(source, model.config.num_points, limit, failures)
+    samples = _scenes_with_truth(source, model, limit, workers, failures)
     for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
         predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
         order_ids.append(sample.order_id)
@@ -134,42 +152,52 @@ def format_summary(result: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _samples(
-    source: str | os.PathLike, num_points: int, limit: int | None, failures: list[Failure]
+def _scenes_with_truth(
+    source: str | os.PathLike, model: Perceiver, limit: int | None, workers: int, failures: list[Failure]
 ) -> Iterator[SampledScene]:
     """Sampled scenes with ground truth; the others go to ``failures``."""
     if is_sampled(source):
         list_parquet(source)
-        read, rows = _read_sampled, iter_sample_rows(source)
+        read, rows = read_sample, iter_sample_rows(source)
     else:
         list_shards(source)
-        read, rows = _read_raw, iter_rows(source)
-    for count, row in enumerate(_whole_rows(rows, source, failures)):
-        if count == limit:
-            return
-        try:
-            sample = read(row, num_points)
-        except WireframeError as problem:
-            failures.append(Failure(str(row.get("order_id")), str(problem)))
-            continue
-        if len(sample.gt_edges) == 0:
+        read, rows = _raw_reader(model, workers), iter_rows(source)
+    for sample in _read_all(read, islice(rows, limit), source, workers, failures):
+        if isinstance(sample, Failure):
+            failures.append(sample)
+        elif len(sample.gt_edges) == 0:
             failures.append(Failure(sample.order_id, "no ground truth"))
-            continue
-        yield sample
+        else:
+            yield sample
 
 
-def _read_sampled(row: dict, _num_points: int) -> SampledScene:
-    return read_sample(row)
+def _raw_reader(model: Perceiver, workers: int) -> Callable[[dict], SampledScene]:
+    # Several workers have a core each; one has those that the model does not use at that moment.
+    threads = None if workers == 1 else 1
+    return functools.partial(_read_raw, num_points=model.config.num_points, threads=threads)
 
 
-def _read_raw(row: dict, num_points: int) -> SampledScene:
-    return sample_points(fuse_views(read_scene(row)), num_points)
+def _read_raw(row: dict, num_points: int, threads: int | None) -> SampledScene:
+    return sample_points(fuse_views(read_scene(row), threads=threads), num_points, threads=threads)
 
 
-def _whole_rows(rows: Iterator[dict], source: str | os.PathLike, failures: list[Failure]) -> Iterator[dict]:
-    """The rows up to where the source breaks off; the break itself goes to ``failures``."""
+def _read_all(
+    read: Callable[[dict], SampledScene],
+    rows: Iterable[dict],
+    source: str | os.PathLike,
+    workers: int,
+    failures: list[Failure],
+) -> Iterator[SampledScene | Failure]:
+    """What each row holds, or why it cannot be read; where the source breaks off, that goes to ``failures``."""
+
+    def attempt(row: dict) -> SampledScene | Failure:
+        try:
+            return read(row)
+        except WireframeError as problem:
+            return Failure(str(row.get("order_id")), str(problem))
+
     try:
-        yield from rows
+        yield from in_order(attempt, rows, workers)
     except ShardError as problem:
         failures.append(Failure(os.fspath(source), str(problem)))
 

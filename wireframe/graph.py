@@ -16,7 +16,6 @@ bits whatever the order of the segments, of their endpoints and of the points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from wireframe.classes import POINT_CLASSES
 from wireframe.errors import ConfigError
+from wireframe.merging import cluster_means, components, merge_vertices, near_pairs, unique_edges
 
 
 class Wireframe(NamedTuple):
@@ -126,35 +126,6 @@ def segments_to_wireframe(
     return _canonical(vertices, edges)
 
 
-def merge_vertices(
-    vertices: np.ndarray,  # [V, 3]
-    edges: np.ndarray,  # [E, 2]
-    thresholds: Sequence[float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Single-linkage merging, one pass per threshold, each on the cluster means of the pass before.
-
-    Single linkage follows chains: a row of vertices each within the threshold of the next becomes one vertex.
-
-    Args:
-        vertices: float [V, 3], finite.
-        edges: integer [E, 2], ids of vertices.
-        thresholds: metres; vertices at most this far apart (inclusive) are linked.
-
-    Returns:
-        Vertices float64 [V', 3], in the order of the first vertex of each cluster, also those that lost their
-        last edge; edges int64 [E', 2], i < j, ascending, each once, no self-loops.
-    """
-    vertices = np.asarray(vertices, dtype=np.float64)
-    edges = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
-    for threshold in thresholds:
-        labels = _components(_near(vertices, vertices, threshold))
-        roots, label = np.unique(labels, return_inverse=True)
-        if roots.size < labels.size:
-            vertices = _means(vertices, label, roots.size)
-            edges = label[edges]
-    return vertices, _unique_edges(edges)
-
-
 def _as_float32(name: str, value: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
     array = np.asarray(value)
     wanted = ", ".join("N" if size is None else str(size) for size in shape)
@@ -182,49 +153,14 @@ def _split(segments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return endpoints[order], position.reshape(-1, 2)
 
 
-def _near(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
-    """bool [len(a), len(b)]: pairs at most ``radius`` apart."""
-    squared = np.square(a[:, None, 0] - b[None, :, 0])
-    squared += np.square(a[:, None, 1] - b[None, :, 1])
-    squared += np.square(a[:, None, 2] - b[None, :, 2])
-    return squared <= radius * radius
-
-
-def _components(linked: np.ndarray) -> np.ndarray:
-    """The smallest member of each vertex's component; linked: bool [V, V], symmetric, its diagonal True."""
-    count = len(linked)
-    if count == 0:
-        return np.zeros(0, dtype=np.int64)
-    label = linked.argmax(axis=1)
-    while True:
-        # Taking the smallest neighbouring label moves one link at a time; jumping doubles the stride.
-        smallest = np.where(linked, label, count).min(axis=1)
-        smallest = smallest[smallest]
-        if np.array_equal(smallest, label):
-            return label
-        label = smallest
-
-
-def _means(values: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:
-    """Mean of the rows [N, D] of each label; summed in row order, so the bits do not depend on a BLAS."""
-    size = np.bincount(label, minlength=count)
-    sums = [np.bincount(label, weights=column, minlength=count) for column in values.T]
-    return np.stack(sums, axis=1) / np.maximum(size, 1)[:, None]
-
-
-def _unique_edges(edges: np.ndarray) -> np.ndarray:
-    edges = np.sort(edges[edges[:, 0] != edges[:, 1]], axis=1)
-    return np.unique(edges, axis=0)
-
-
 def _snap(vertices: np.ndarray, corners: np.ndarray, config: GraphConfig) -> np.ndarray:
     """Vertices moved to the mean of the corner points [C, 3] within the radius, where there are enough."""
     if config.snap_radius == 0.0 or len(corners) < config.snap_min_points or len(vertices) == 0:
         return vertices
     corners = corners[_ascending(corners)].astype(np.float64)
-    near = _near(vertices, corners, config.snap_radius)
+    near = near_pairs(vertices, corners, config.snap_radius)
     vertex, corner = np.nonzero(near)
-    means = _means(corners[corner], vertex, len(vertices))
+    means = cluster_means(corners[corner], vertex, len(vertices))
     enough = near.sum(axis=1) >= config.snap_min_points
     return np.where(enough[:, None], means, vertices)
 
@@ -240,9 +176,9 @@ def _level(vertices: np.ndarray, edges: np.ndarray, config: GraphConfig) -> np.n
     linked = np.eye(len(vertices), dtype=bool)
     linked[edges[flat, 0], edges[flat, 1]] = True
     linked[edges[flat, 1], edges[flat, 0]] = True
-    roots, label = np.unique(_components(linked), return_inverse=True)
+    roots, label = np.unique(components(linked), return_inverse=True)
     levelled = vertices.copy()
-    levelled[:, 1] = _means(vertices[:, 1:2], label, roots.size)[label, 0]
+    levelled[:, 1] = cluster_means(vertices[:, 1:2], label, roots.size)[label, 0]
     return levelled
 
 
@@ -251,7 +187,7 @@ def _canonical(vertices: np.ndarray, edges: np.ndarray) -> Wireframe:
     # Adding zero turns -0 into 0, so that the two count as the same coordinate.
     rounded = vertices.astype(np.float32) + np.float32(0.0)
     unique, label = np.unique(rounded, axis=0, return_inverse=True)
-    edges = _unique_edges(label.reshape(-1)[edges])
+    edges = unique_edges(label.reshape(-1)[edges])
     if len(edges) == 0:
         return empty_wireframe()
     used, edges = np.unique(edges, return_inverse=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -119,17 +120,34 @@ def encode_png(image: Any) -> bytes:
     return buffer.getvalue()
 
 
+class _Strictness:
+    """How many threads are decoding, and what PIL was told before the first of them began."""
+
+    lock = threading.Lock()
+    threads = 0
+    before = False
+
+
 @contextlib.contextmanager
 def _whole_images_only() -> Iterator[None]:
-    """PIL refuses truncated images, even where another package (hoho2025 does) has told it to fill them up."""
+    """PIL refuses truncated images, even where another package (hoho2025 does) has told it to fill them up.
+
+    The switch is one for the process: the first thread to decode sets it, the last one sets it back.
+    """
     from PIL import ImageFile
 
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with _Strictness.lock:
+        if _Strictness.threads == 0:
+            _Strictness.before = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _Strictness.threads += 1
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        with _Strictness.lock:
+            _Strictness.threads -= 1
+            if _Strictness.threads == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _Strictness.before
 
 
 def _unwrapped(value: Any, allow_none: bool = False) -> Any:

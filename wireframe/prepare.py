@@ -8,43 +8,41 @@ leading dot keeps ``load_dataset`` from reading the notes as data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+# Here, before there are threads: those that import modules of one circle at the same time can meet them half made.
+import wireframe.kernels.ops  # noqa: F401
+from wireframe.ahead import in_order
 from wireframe.errors import ConfigError, ShardError, WireframeError
 from wireframe.files import atomic_write, sha256
 from wireframe.fusion import fuse_views
 from wireframe.raw_rows import build_row
 from wireframe.samples import read_sample, write_parquet, write_sample
-from wireframe.sampling import sample_points
+from wireframe.sampling import SAMPLERS, sample_points
 from wireframe.scene import read_scene
 from wireframe.shards import RawSample, iter_samples, list_shards
 
 MANIFEST = ".manifest"
 MAX_EDGES = 64
 MAX_POINTS = 1 << 16
-# Raw samples waiting for each worker: enough to keep it busy, few enough to bound memory.
-_WAITING_PER_WORKER = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """What a sampled row depends on. Rows with no ground truth, or more than 64 edges, are left out unless
-    ``keep_all``."""
+    ``keep_all``; ``sampler`` is one of ``sampling.SAMPLERS``."""
 
     num_points: int = 4096
     depth_points_per_view: int = 8000
     seed: int = 0
     keep_all: bool = False
+    sampler: str = "priority"
 
 
 class Skipped(NamedTuple):
@@ -82,15 +80,19 @@ def prepare(
         source: a tar, a folder or glob of tars, or ``hf://...``.
         out: folder for the Parquet shards, one for each tar and named after it.
         config: what the rows depend on.
-        workers: processes; 1 works in this one. The bytes do not depend on it.
+        workers: threads, each on a scene of its own, from the decoding on; 1 works in this one. The bytes do not
+            depend on it.
         shard: (i, n) takes every n-th tar from the i-th, so that n machines can share the work.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        ConfigError: ``out`` was prepared with other settings. ShardError: ``source`` holds no tar.
+        ConfigError: ``out`` was prepared with other settings, or an impossible setting. ShardError: ``source`` holds
+            no tar.
     """
     from tqdm import tqdm
 
+    if config.sampler not in SAMPLERS:
+        raise ConfigError(f"unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}")
     if config.num_points > MAX_POINTS:
         raise ConfigError(f"--points is {config.num_points}, above the cap of {MAX_POINTS}")
     index, count = shard
@@ -104,23 +106,20 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     manifest = _Manifest(out, config)
     totals = Report()
-    try:
-        with _pool(workers) as pool, tqdm(disable=not progress, desc="prepare", unit="scene") as bar:
-            for tar, name in list(zip(tars, names))[index::count]:
-                note = manifest.finished(name, tar)
-                if note is None:
-                    rows, skipped, damage = _prepare_tar(tar, config, pool, workers, bar)
-                    if damage is not None and not rows:
-                        totals = totals._replace(damaged=(*totals.damaged, Skipped(os.path.basename(tar), damage)))
-                        continue
-                    write_parquet(rows, out / name)
-                    note = manifest.add(name, tar, len(rows), skipped, damage)
-                    totals = totals._replace(shards=totals.shards + 1)
-                else:
-                    totals = totals._replace(resumed=totals.resumed + 1)
-                totals = _counted(totals, note)
-    except BrokenProcessPool:
-        raise WireframeError("a worker process was killed (out of memory?); run again with fewer --workers") from None
+    with tqdm(disable=not progress, desc="prepare", unit="scene") as bar:
+        for tar, name in list(zip(tars, names))[index::count]:
+            note = manifest.finished(name, tar)
+            if note is None:
+                rows, skipped, damage = _prepare_tar(tar, config, workers, bar)
+                if damage is not None and not rows:
+                    totals = totals._replace(damaged=(*totals.damaged, Skipped(os.path.basename(tar), damage)))
+                    continue
+                write_parquet(rows, out / name)
+                note = manifest.add(name, tar, len(rows), skipped, damage)
+                totals = totals._replace(shards=totals.shards + 1)
+            else:
+                totals = totals._replace(resumed=totals.resumed + 1)
+            totals = _counted(totals, note)
     return totals
 
 
@@ -134,7 +133,7 @@ def _counted(totals: Report, note: dict) -> Report:
 
 
 def prepare_scene(sample: RawSample, config: PrepareConfig) -> dict | Skipped:
-    """The sampled row of one raw sample, or why it has none."""
+    """The sampled row of one raw sample, or why it has none; the work of one thread."""
     row = build_row(sample.key, sample.members)
     if row is None:
         return Skipped(sample.key, f"no member is a column of a raw scene (the first is {sample.paths[0]!r})")
@@ -145,9 +144,10 @@ def prepare_scene(sample: RawSample, config: PrepareConfig) -> dict | Skipped:
     edges = len(scene.edges)
     if not config.keep_all and not 0 < edges <= MAX_EDGES:
         return Skipped(scene.order_id, f"{edges} ground-truth edges, expected 1 to {MAX_EDGES}")
-    points = fuse_views(scene, config.depth_points_per_view, config.seed)
+    points = fuse_views(scene, config.depth_points_per_view, config.seed, threads=1)
     with np.errstate(over="ignore", invalid="ignore"):
-        row = write_sample(sample_points(points, config.num_points, config.seed))
+        sample = sample_points(points, config.num_points, config.seed, sampler=config.sampler, threads=1)
+        row = write_sample(sample)
     try:
         # What no reader would take (a vertex at 1e38, say) is not written either.
         read_sample(row)
@@ -156,57 +156,17 @@ def prepare_scene(sample: RawSample, config: PrepareConfig) -> dict | Skipped:
     return row
 
 
-def _prepare_tar(tar, config, pool, workers, bar) -> tuple[list[dict], list[Skipped], str | None]:
+def _prepare_tar(tar, config, workers, bar) -> tuple[list[dict], list[Skipped], str | None]:
     """Rows, scenes left out, and how the tar broke off (None = it was whole)."""
     rows: list[dict] = []
     skipped: list[Skipped] = []
     try:
-        for result in _in_order(iter_samples(tar), config, pool, workers):
+        for result in in_order(functools.partial(prepare_scene, config=config), iter_samples(tar), workers):
             (skipped if isinstance(result, Skipped) else rows).append(result)
             bar.update()
     except ShardError as problem:
         return rows, skipped, str(problem)
     return rows, skipped, None
-
-
-def _in_order(samples: Iterator[RawSample], config: PrepareConfig, pool, workers: int) -> Iterator[dict | Skipped]:
-    if pool is None:
-        for sample in samples:
-            yield prepare_scene(sample, config)
-        return
-    waiting: list[Future] = []
-    damage: ShardError | None = None
-    try:
-        for sample in samples:
-            waiting.append(pool.submit(prepare_scene, sample, config))
-            if len(waiting) > workers * _WAITING_PER_WORKER:
-                yield waiting.pop(0).result()
-    except ShardError as problem:
-        damage = problem
-    for future in waiting:
-        yield future.result()
-    if damage is not None:
-        raise damage
-
-
-class _NoPool:
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *_):
-        pass
-
-
-def _pool(workers: int):
-    # Spawned, not forked: a forked child of a process that has run torch can hang.
-    if workers == 1:
-        return _NoPool()
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=ignore_interrupts)
-
-
-def ignore_interrupts() -> None:
-    """In a worker: Ctrl-C is for the parent, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _parquet_name(tar: str) -> str:
@@ -225,7 +185,7 @@ class _Manifest:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._folder.glob("*.json")):
             note = _read_note(path)
-            if note is not None and note.get("config") != self._config:
+            if note is not None and _settings(note) != self._config:
                 raise ConfigError(f"{out} was prepared with other settings; choose another output folder")
 
     def finished(self, name: str, tar: str) -> dict | None:
@@ -261,6 +221,12 @@ def _read_note(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and {"rows", "skipped", "damage", "tar"} <= note.keys() else None
+
+
+def _settings(note: dict) -> dict | None:
+    """The settings of a note; one from before there was a choice of samplers was made with the baseline's."""
+    config = note.get("config")
+    return {"sampler": "priority", **config} if isinstance(config, dict) else None
 
 
 def _size(tar: str) -> int | None:
