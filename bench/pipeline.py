@@ -19,6 +19,7 @@ from wireframe.bench.timing import Case, append_rows, describe_machine, heading,
 from wireframe.colmap import read_points3d
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, merge_vertices, segments_to_wireframe
+from wireframe.kernels import dispatch
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import model_inputs, predict_wireframe
 from wireframe.sampling import SampledScene, sample_points
@@ -34,7 +35,7 @@ FORWARD, BACKWARD = "Perceiver forward", "Perceiver forward + backward"
 
 # Milliseconds of the baseline's own code, on other machines than the one that runs this file.
 PUBLISHED = {FUSE: "4200", MERGE: "15-77", FORWARD: "94-117", BACKWARD: "857-914"}
-BARS = {"make_scene": 1500.0, FUSE: 500.0, MERGE: 2.0}
+BARS = {"make_scene": 1500.0, FUSE: 40.0, MERGE: 0.2}
 
 # A house of 17 edges: most scenes of this seed have fewer, so that merging would be easier.
 _SEED, _INDEX = 0, 9
@@ -67,8 +68,8 @@ def cases(setup: Setup, backward: bool) -> Iterator[Case]:
     scene = read_scene(row)
     size = f"{len(scene.views)} x {setup.scene.width} x {setup.scene.height}"
     yield Case("make_scene", "numpy", size, lambda: make_scene(_SEED, _INDEX, setup.scene))
-    yield Case("read_scene (PNG, ZIP)", "numpy + pillow", size, lambda: read_scene(row))
-    yield Case("read_points3d", "python", f"{len(scene.points)} points", lambda: read_points3d(row["colmap"]))
+    yield Case("read_scene (PNG, ZIP)", f"{provider('colors_to_ids')} + pillow", size, lambda: read_scene(row))
+    yield Case("read_points3d", provider("parse_points3d"), f"{len(scene.points)} points", lambda: read_points3d(row["colmap"]))
 
     def fuse(num_points: int = setup.model.num_points, seed: int = _SEED) -> SampledScene:
         return sample_points(fuse_views(scene, setup.depth_points_per_view, seed), num_points, seed)
@@ -76,14 +77,14 @@ def cases(setup: Setup, backward: bool) -> Iterator[Case]:
     candidates = len(scene.points) + setup.depth_points_per_view * sum(
         v.depth is not None for v in scene.views
     )
-    yield Case(FUSE, "numpy", f"{candidates} -> {setup.model.num_points} points", fuse)
+    yield Case(FUSE, provider("vote_labels"), f"{candidates} -> {setup.model.num_points} points", fuse)
     sample = fuse()
     yield from _graph_cases(scene, sample, setup.model.segments)
     model = Perceiver(setup.model).eval()
     yield _forward_case(model, sample)
     # Threshold 0: a model without training finds nothing above one half, and the graph would cost nothing.
     yield Case(
-        "predict_wireframe", "numpy + torch", size, lambda: predict_wireframe(row, model, threshold=0.0)
+        "predict_wireframe", f"{provider('vote_labels')} + torch", size, lambda: predict_wireframe(row, model, threshold=0.0)
     )
     if backward:
         yield _backward_case(
@@ -91,15 +92,20 @@ def cases(setup: Setup, backward: bool) -> Iterator[Case]:
         )
 
 
+def provider(op: str) -> str:
+    """What runs the operation here: native or reference."""
+    return dispatch.choose(op, "auto")
+
+
 def _graph_cases(scene: Scene, sample: SampledScene, count: int) -> Iterator[Case]:
     segments = noisy_segments(scene, count)
     vertices, edges = segments.reshape(-1, 3), np.arange(2 * count).reshape(-1, 2)
     thresholds = GraphConfig().merge_thresholds
-    yield Case(MERGE, "numpy", f"{count} segments", lambda: merge_vertices(vertices, edges, thresholds))
+    yield Case(MERGE, provider("merge_vertices"), f"{count} segments", lambda: merge_vertices(vertices, edges, thresholds))
     points, class_id = sample.world_points()
     shape = f"{count} segments, {len(points)} points"
     yield Case(
-        "segments_to_wireframe", "numpy", shape, lambda: segments_to_wireframe(segments, points, class_id)
+        "segments_to_wireframe", provider("merge_vertices"), shape, lambda: segments_to_wireframe(segments, points, class_id)
     )
 
 

@@ -283,7 +283,8 @@ WIREFRAME_HD double distance(const double* a, const double* b) {
 // low, high: the box between the percentiles. center [3], scale [1].
 WIREFRAME_HD void centre_of_box(const double* low, const double* high, float* center, float* scale) {
   const double diagonal = distance(high, low);
-  for (int i = 0; i < 3; ++i) center[i] = float((low[i] + high[i]) / 2.0);
+  // Adding zero: which of -0 and +0 a sort leaves at the percentile is not defined.
+  for (int i = 0; i < 3; ++i) center[i] = float((low[i] + high[i]) / 2.0 + 0.0);
   *scale = float(diagonal > kMinScale ? diagonal : kMinScale);
 }
 

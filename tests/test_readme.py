@@ -27,7 +27,9 @@ def test_no_placeholder_is_left():
 
 
 def test_the_readmes_python_runs():
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
     scope = {}
-    exec(code, scope)
+    for code in blocks:
+        exec(code, scope)
     assert scope["found"].vertices.shape[1] == 3

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from fusion_cases import assert_same, mixed_scenes, run_ops
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fusion_cases import assert_same, mixed_scenes, run_ops
 from scenes import random_scene
 from wireframe import fuse_views, label_points, sample_points
 from wireframe.batched import sample_scenes

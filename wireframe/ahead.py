@@ -1,6 +1,6 @@
 """``map`` by threads that work a few items ahead.
 
-The native operations, Pillow's decoders and zlib run without the GIL, so threads keep the cores busy, and nothing has to
+The native operations, Pillow's decoders and zlib run without the GIL: threads keep the cores busy, and nothing has to
 be copied between processes.
 """
 

@@ -44,7 +44,8 @@ def centre_and_scale(xyz: np.ndarray, source: np.ndarray, seed: int, scene: int)
     low, high = (cloud[int(f * (len(cloud) - 1))] for f in BOX_QUANTILES)
     side = high - low
     diagonal = np.sqrt((side[0] * side[0] + side[1] * side[1]) + side[2] * side[2])
-    return ((low + high) / 2).astype(np.float32), np.float32(max(diagonal, MIN_SCALE))
+    # Adding zero: which of -0 and +0 a sort leaves at the percentile is not defined.
+    return ((low + high) / 2 + 0.0).astype(np.float32), np.float32(max(diagonal, MIN_SCALE))
 
 
 def normalise(world: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -141,7 +141,8 @@ std::vector<std::pair<int64_t, int64_t>> merged_edges(const Span<const int64_t>&
 
 std::pair<int64_t, int64_t> merge_vertices(const py::object& vertices_object, const py::object& edges_object,
                                            const std::vector<double>& thresholds,
-                                           const py::object& out_vertices_object, const py::object& out_edges_object) {
+                                           const py::object& out_vertices_object,
+                                           const py::object& out_edges_object) {
   const auto vertices = span<const double>(vertices_object, "vertices", {kAny, 3});
   const auto edges = span<const int64_t>(edges_object, "edges", {kAny, 2});
   const auto out_vertices = span<double>(out_vertices_object, "out_vertices", {vertices.shape(0), 3});
