@@ -68,8 +68,15 @@ def cases(setup: Setup, backward: bool) -> Iterator[Case]:
     scene = read_scene(row)
     size = f"{len(scene.views)} x {setup.scene.width} x {setup.scene.height}"
     yield Case("make_scene", "numpy", size, lambda: make_scene(_SEED, _INDEX, setup.scene))
-    yield Case("read_scene (PNG, ZIP)", f"{provider('colors_to_ids')} + pillow", size, lambda: read_scene(row))
-    yield Case("read_points3d", provider("parse_points3d"), f"{len(scene.points)} points", lambda: read_points3d(row["colmap"]))
+    yield Case(
+        "read_scene (PNG, ZIP)", f"{provider('colors_to_ids')} + pillow", size, lambda: read_scene(row)
+    )
+    yield Case(
+        "read_points3d",
+        provider("parse_points3d"),
+        f"{len(scene.points)} points",
+        lambda: read_points3d(row["colmap"]),
+    )
 
     def fuse(num_points: int = setup.model.num_points, seed: int = _SEED) -> SampledScene:
         return sample_points(fuse_views(scene, setup.depth_points_per_view, seed), num_points, seed)
@@ -84,7 +91,10 @@ def cases(setup: Setup, backward: bool) -> Iterator[Case]:
     yield _forward_case(model, sample)
     # Threshold 0: a model without training finds nothing above one half, and the graph would cost nothing.
     yield Case(
-        "predict_wireframe", f"{provider('vote_labels')} + torch", size, lambda: predict_wireframe(row, model, threshold=0.0)
+        "predict_wireframe",
+        f"{provider('vote_labels')} + torch",
+        size,
+        lambda: predict_wireframe(row, model, threshold=0.0),
     )
     if backward:
         yield _backward_case(
@@ -101,11 +111,19 @@ def _graph_cases(scene: Scene, sample: SampledScene, count: int) -> Iterator[Cas
     segments = noisy_segments(scene, count)
     vertices, edges = segments.reshape(-1, 3), np.arange(2 * count).reshape(-1, 2)
     thresholds = GraphConfig().merge_thresholds
-    yield Case(MERGE, provider("merge_vertices"), f"{count} segments", lambda: merge_vertices(vertices, edges, thresholds))
+    yield Case(
+        MERGE,
+        provider("merge_vertices"),
+        f"{count} segments",
+        lambda: merge_vertices(vertices, edges, thresholds),
+    )
     points, class_id = sample.world_points()
     shape = f"{count} segments, {len(points)} points"
     yield Case(
-        "segments_to_wireframe", provider("merge_vertices"), shape, lambda: segments_to_wireframe(segments, points, class_id)
+        "segments_to_wireframe",
+        provider("merge_vertices"),
+        shape,
+        lambda: segments_to_wireframe(segments, points, class_id),
     )
 
 
