@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -50,6 +53,15 @@ def thread_count(threads: int | None) -> int:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     return threads
+
+
+@contextlib.contextmanager
+def naming(op: str) -> Iterator[None]:
+    """Puts the operation before a ValueError from inside, whose text begins with the argument."""
+    try:
+        yield
+    except ValueError as problem:
+        raise ValueError(f"{op}: {problem}") from None
 
 
 def signed64(value: int) -> int:

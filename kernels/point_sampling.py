@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
-from wireframe.kernels.checks import check_devices, check_tensor, signed64, thread_count
+from wireframe.kernels.checks import check_devices, check_tensor, naming, signed64, thread_count
 from wireframe.kernels.view_fusion import implementation
 
 
@@ -96,7 +96,8 @@ def _centre_and_scale(
     xyz: Tensor, source: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor, seed: int, impl: str, threads: int
 ) -> tuple[Tensor, Tensor]:
     run = implementation(impl, xyz.device.type).centre_and_scale
-    return run(xyz, source, keep, offsets, keys, seed, threads)
+    with naming("centre_and_scale"):
+        return run(xyz, source, keep, offsets, keys, seed, threads)
 
 
 @_centre_and_scale.register_fake
@@ -110,7 +111,8 @@ def _priority_sample(
     num_points: int, seed: int, impl: str, threads: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     run = implementation(impl, source.device.type).priority_sample
-    return run(source, group_id, keep, offsets, keys, num_points, seed, threads)
+    with naming("priority_sample"):
+        return run(source, group_id, keep, offsets, keys, num_points, seed, threads)
 
 
 @_priority_sample.register_fake

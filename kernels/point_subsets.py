@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
 import operator
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from wireframe import subsets
 from wireframe.kernels import dispatch, native
-from wireframe.kernels.checks import check_devices, check_tensor, thread_count
+from wireframe.kernels.checks import check_devices, check_tensor, naming, thread_count
 
 
 def farthest_point_sample(
@@ -61,7 +59,7 @@ def farthest_point_sample(
 @torch.library.custom_op("wireframe::farthest_point_sample", mutates_args=())
 def _farthest_point_sample(xyz: Tensor, count: int, start: int, impl: str) -> Tensor:
     points = _array(xyz)
-    with _naming("farthest_point_sample"):
+    with naming("farthest_point_sample"):
         if impl == "reference":
             chosen = subsets.farthest_point_sample(points, count, start)
         else:
@@ -111,7 +109,7 @@ def voxel_sample(
         check_devices(op, xyz=xyz, priority=priority)
     if not isinstance(size, numbers.Real):
         raise TypeError(f"{op}: size must be a number, not {type(size).__name__}")
-    with _naming(op):
+    with naming(op):
         size = subsets.checked_size(size)
     # More than the pool ever starts would not fit its integer.
     threads = min(thread_count(threads), 256)
@@ -122,7 +120,7 @@ def voxel_sample(
 def _voxel_sample(xyz: Tensor, size: float, priority: Tensor | None, impl: str, threads: int) -> Tensor:
     points = _array(xyz)
     order = None if priority is None else _array(priority)
-    with _naming("voxel_sample"):
+    with naming("voxel_sample"):
         if impl == "reference":
             chosen = subsets.voxel_sample(points, size, order)
         else:
@@ -136,15 +134,6 @@ def _voxel_sample(xyz: Tensor, size: float, priority: Tensor | None, impl: str, 
 @_voxel_sample.register_fake
 def _(xyz: Tensor, size: float, priority: Tensor | None, impl: str, threads: int) -> Tensor:
     return xyz.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
-
-
-@contextlib.contextmanager
-def _naming(op: str) -> Iterator[None]:
-    """Puts the operation before a ValueError from inside, whose text begins with the argument."""
-    try:
-        yield
-    except ValueError as problem:
-        raise ValueError(f"{op}: {problem}") from None
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wireframe.depth import MASK_RADIUS
 from wireframe.kernels import dispatch, numpy_reference
-from wireframe.kernels.checks import check_devices, check_tensor, signed64, thread_count
+from wireframe.kernels.checks import check_devices, check_tensor, naming, signed64, thread_count
 from wireframe.scene_batch import SceneBatch
 from wireframe.voting import Votes
 
@@ -188,7 +188,8 @@ def _vote_labels(
     K: Tensor, R: Tensor, t: Tensor, zbuffer: float, impl: str, threads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     run = implementation(impl, xyz.device.type).vote_labels
-    return run(xyz, offsets, view_offsets, ade, gestalt, views, K, R, t, zbuffer, threads)
+    with naming("vote_labels"):
+        return run(xyz, offsets, view_offsets, ade, gestalt, views, K, R, t, zbuffer, threads)
 
 
 @_vote_labels.register_fake

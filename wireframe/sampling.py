@@ -134,14 +134,15 @@ def _spread(points: LabelledPoints, num_points: int, seed: int, sampler: str, ho
     for index, take in zip(available, quotas(*map(len, available), num_points)):
         if take == 0:
             yield index[:0]
-        elif sampler == "fps":
-            xyz = torch.from_numpy(points.xyz[index])
+            continue
+        xyz, rank = torch.from_numpy(points.xyz[index]), np.empty(len(index), dtype=np.int64)
+        rank[np.lexsort((hashes[index], points.group_id[index]))] = np.arange(len(index))
+        if sampler == "fps":
             yield index[ops.farthest_point_sample(xyz, take, start=int(hashes[index].argmin()), **how).numpy()]
         else:
-            index = index[np.lexsort((hashes[index], points.group_id[index]))]
-            firsts = ops.voxel_sample(torch.from_numpy(points.xyz[index]), VOXEL_SIZE, **how).numpy()
-            others = np.delete(np.arange(len(index)), firsts)
-            yield index[np.concatenate([firsts, others])[:take]]
+            later = np.ones(len(index), dtype=bool)
+            later[ops.voxel_sample(xyz, VOXEL_SIZE, torch.from_numpy(rank), **how).numpy()] = False
+            yield index[np.lexsort((rank, later))[:take]]
 
 
 def _key(order_id: str):
