@@ -58,11 +58,11 @@ def throughput_rows(size: str, raw: Path, scenes: int, workers: list[int], repea
         cases.append(Case("prepare", f"{count} workers", f"{scenes} scenes, {size} size", run))
     rows = []
     for case, count, times in zip(cases, workers, measure(cases, repeats, warmup=1)):
-        cpu_ms, wall_ms = sum(busy[count][-len(times) :]), sum(times)
+        cpu_ms, wall_ms = np.array(busy[count][-len(times) :]), np.array(times)
         rates = {
-            "scenes_per_s": round(scenes / float(np.median(times)) * 1e3, 3),
-            "cores_busy": round(cpu_ms / wall_ms, 3),
-            "cpu_ms_per_scene": round(cpu_ms / len(times) / scenes, 3),
+            "scenes_per_s": round(scenes / float(np.median(wall_ms)) * 1e3, 3),
+            "cores_busy": round(float(np.median(cpu_ms / wall_ms)), 3),
+            "cpu_ms_per_scene": round(float(np.median(cpu_ms)) / scenes, 3),
         }
         rows.append(result(case, times, machine, size=size, workers=count, **rates))
     return rows

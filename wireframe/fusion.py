@@ -63,7 +63,12 @@ class LabelledPoints:
 
     def select(self, index: np.ndarray) -> LabelledPoints:
         """The points at ``index`` (boolean mask or positions)."""
-        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in self.POINT_ARRAYS})
+        index = np.asarray(index)
+        # Taking by position is several times as fast as by a mask, which NumPy goes through row by row.
+        positions = np.flatnonzero(index) if index.dtype == bool else index
+        return dataclasses.replace(
+            self, **{name: getattr(self, name).take(positions, axis=0) for name in self.POINT_ARRAYS}
+        )
 
 
 def fuse_views(

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 #include "pool.h"
@@ -10,27 +13,62 @@
 namespace wireframe {
 namespace {
 
-// The kept points of one scene; rank = position among them, which keys their hashes.
-std::vector<int64_t> kept_points(const Span<const bool>& keep, int64_t first, int64_t last) {
-  std::vector<int64_t> kept;
-  for (int64_t p = first; p < last; ++p) {
-    if (keep[p]) kept.push_back(p);
+constexpr uint64_t kEverything = std::numeric_limits<uint64_t>::max();
+
+// The points of one scene. Hashes are keyed by a point's rank among the kept ones.
+struct Points {
+  const uint8_t* source;
+  const bool* keep;
+  int64_t first, last;
+
+  template <class Body>
+  void for_kept(const Body& body) const {
+    uint64_t rank = 0;
+    for (int64_t p = first; p < last; ++p) {
+      if (keep[p]) body(p, rank++);
+    }
   }
-  return kept;
+};
+
+// The value of rank k. A quickselect whose partition does not branch on the values, which cannot be predicted.
+double ranked(const std::vector<double>& values, size_t k) {
+  std::vector<double> buffer(values), spare(values.size());
+  double *data = buffer.data(), *other = spare.data();
+  size_t n = values.size();
+  // More rounds than this, or values all alike, are for the library.
+  for (int round = 0; n > 32 && round < 64; ++round) {
+    const double a = data[n / 4], b = data[n / 2], c = data[3 * n / 4];
+    const double pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
+    size_t below = 0, above = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const double value = data[i];
+      data[below] = other[above] = value;
+      below += value < pivot, above += !(value < pivot);
+    }
+    if (below == 0) break;
+    n = k < below ? below : above;
+    if (k >= below) k -= below, std::swap(data, other);
+  }
+  std::nth_element(data, data + k, data + n);
+  return data[k];
 }
 
 // Mean of the two middle values, of the middle one twice for an odd count.
-double median(std::vector<double> values) {
-  const auto high = values.begin() + std::ptrdiff_t(values.size() / 2);
-  std::nth_element(values.begin(), high, values.end());
-  const double low = values.size() % 2 ? *high : *std::max_element(values.begin(), high);
-  return middle_of(low, *high);
+double median(const std::vector<double>& values) {
+  const size_t half = values.size() / 2;
+  const double high = ranked(values, half);
+  if (values.size() % 2) return middle_of(high, high);
+  size_t below = 0;
+  double most = -std::numeric_limits<double>::infinity();
+  for (double value : values) {
+    below += value < high;
+    most = std::max(most, value < high ? value : most);
+  }
+  return middle_of(below == half ? most : high, high);
 }
 
-double order_statistic(std::vector<double> values, double fraction) {
-  const auto at = values.begin() + std::ptrdiff_t(int64_t(fraction * double(values.size() - 1)));
-  std::nth_element(values.begin(), at, values.end());
-  return *at;
+double order_statistic(const std::vector<double>& values, double fraction) {
+  return ranked(values, size_t(int64_t(fraction * double(values.size() - 1))));
 }
 
 using Cloud = std::array<std::vector<double>, 3>;
@@ -63,13 +101,21 @@ void centre_of_cloud(const Cloud& cloud, float* center, float* scale) {
 }
 
 // The reference points of a scene: its depth points, else all; those with the smallest hashes where there are too many.
-Cloud reference_cloud(const Span<const float>& xyz, const Span<const uint8_t>& source, const std::vector<int64_t>& kept,
-                      uint64_t key) {
-  const bool any_depth = std::any_of(kept.begin(), kept.end(), [&](int64_t p) { return source[p] == 1; });
+Cloud reference_cloud(const Span<const float>& xyz, const Points& points, uint64_t key) {
+  int64_t kept = 0, depth = 0;
+  points.for_kept([&](int64_t p, uint64_t) { ++kept, depth += points.source[p]; });
+  const int64_t n = depth > 0 ? depth : kept;
   std::vector<std::pair<uint64_t, int64_t>> chosen;
-  for (size_t rank = 0; rank < kept.size(); ++rank) {
-    if (!any_depth || source[kept[rank]] == 1) chosen.emplace_back(hash64(key, rank), kept[rank]);
-  }
+  const auto choose = [&](uint64_t bound) {
+    chosen.clear();
+    points.for_kept([&](int64_t p, uint64_t rank) {
+      if (depth > 0 && points.source[p] == 0) return;
+      const uint64_t hash = hash64(key, rank);
+      if (hash <= bound) chosen.emplace_back(hash, p);
+    });
+  };
+  if (n > kReferencePoints) choose(hash_bounds(kReferencePoints, n).high);
+  if (int64_t(chosen.size()) < kReferencePoints) choose(kEverything);
   if (int64_t(chosen.size()) > kReferencePoints) {
     std::nth_element(chosen.begin(), chosen.begin() + kReferencePoints - 1, chosen.end());
     chosen.resize(size_t(kReferencePoints));
@@ -89,6 +135,29 @@ struct Choice {
   bool operator<(const Choice& other) const { return tier != other.tier ? tier < other.tier : hash < other.hash; }
 };
 
+// The tier in which the `take` first points of a source end, and a hash that those taken of it hardly ever exceed.
+struct Cutoff {
+  int tier = std::numeric_limits<int>::min();
+  uint64_t hash = 0;
+
+  bool admits(const Choice& choice) const {
+    return choice.tier < tier || (choice.tier == tier && choice.hash <= hash);
+  }
+};
+
+// Points of one source in each tier (an int8, from -128).
+using TierCounts = std::array<int64_t, 256>;
+
+Cutoff cutoff_of(const TierCounts& counts, int64_t take) {
+  Cutoff cutoff;
+  for (int tier = -128; take > 0; ++tier) {
+    const int64_t n = counts[size_t(tier + 128)];
+    cutoff = {tier, take < n ? hash_bounds(take, n).high : kEverything};
+    take -= n;
+  }
+  return cutoff;
+}
+
 // Appends the `take` first points of a source by (tier, hash).
 void append_first(std::vector<Choice>& points, int64_t take, std::vector<int64_t>& chosen) {
   const auto end = points.begin() + take;
@@ -97,21 +166,42 @@ void append_first(std::vector<Choice>& points, int64_t take, std::vector<int64_t
   for (auto point = points.begin(); point != end; ++point) chosen.push_back(point->point);
 }
 
-std::vector<int64_t> first_by_priority(const Span<const uint8_t>& source, const Span<const int8_t>& group,
-                                       const std::vector<int64_t>& kept, uint64_t key, int64_t num_points) {
-  std::vector<Choice> colmap, depth;
-  for (size_t rank = 0; rank < kept.size(); ++rank) {
-    const int64_t p = kept[rank];
-    (source[p] == 0 ? colmap : depth).push_back({group[p], hash64(key, rank), p});
+std::vector<int64_t> first_by_priority(const Points& points, const int8_t* group, uint64_t key, int64_t num_points) {
+  std::array<TierCounts, 2> counts{};
+  points.for_kept([&](int64_t p, uint64_t) { ++counts[points.source[p]][size_t(group[p] + 128)]; });
+  const auto total = [](const TierCounts& tiers) { return std::accumulate(tiers.begin(), tiers.end(), int64_t(0)); };
+  const Quotas quota = quotas(total(counts[0]), total(counts[1]), num_points);
+  const std::array<int64_t, 2> take = {quota.colmap, quota.depth};
+  std::array<Cutoff, 2> cutoffs = {cutoff_of(counts[0], take[0]), cutoff_of(counts[1], take[1])};
+  std::array<std::vector<Choice>, 2> candidates;
+  for (bool enough = false; !enough;) {
+    for (auto& of_source : candidates) of_source.clear();
+    points.for_kept([&](int64_t p, uint64_t rank) {
+      const uint8_t source = points.source[p];
+      if (group[p] > cutoffs[source].tier) return;
+      const Choice choice = {group[p], hash64(key, rank), p};
+      if (cutoffs[source].admits(choice)) candidates[source].push_back(choice);
+    });
+    enough = true;
+    for (size_t source = 0; source < 2; ++source) {
+      if (int64_t(candidates[source].size()) < take[source]) enough = false, cutoffs[source].hash = kEverything;
+    }
   }
-  const Quotas take = quotas(int64_t(colmap.size()), int64_t(depth.size()), num_points);
   std::vector<int64_t> chosen;
-  append_first(colmap, take.colmap, chosen);
-  append_first(depth, take.depth, chosen);
+  for (size_t source = 0; source < 2; ++source) append_first(candidates[source], take[source], chosen);
   return chosen;
 }
 
 void check_kept(const Span<const float>& xyz, const Span<const bool>& keep) {
+  // Most often all is finite, which vectors see faster.
+  constexpr uint32_t exponent = 0x7F800000u;
+  uint32_t special = 0;
+  for (int64_t i = 0; i < xyz.size; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &xyz[i], sizeof bits);
+    special |= uint32_t((bits & exponent) == exponent);
+  }
+  if (special == 0) return;
   for (int64_t p = 0; p < keep.size; ++p) {
     if (keep[p] && !(std::isfinite(xyz[3 * p]) && std::isfinite(xyz[3 * p + 1]) && std::isfinite(xyz[3 * p + 2]))) {
       throw std::invalid_argument("xyz: point " + std::to_string(p) + " is kept and not finite");
@@ -120,6 +210,9 @@ void check_kept(const Span<const float>& xyz, const Span<const bool>& keep) {
 }
 
 void check_sources(const Span<const uint8_t>& source) {
+  uint8_t all = 0;
+  for (int64_t p = 0; p < source.size; ++p) all |= source[p];
+  if (all <= 1) return;
   for (int64_t p = 0; p < source.size; ++p) {
     if (source[p] > 1) throw std::invalid_argument("source must be 0 (COLMAP) or 1 (depth), got " + std::to_string(source[p]));
   }
@@ -145,7 +238,7 @@ void bind_sampling(py::module_& module) {
         check_sources(sources);
         parallel_for(threads, scenes, [&](int64_t b) {
           const uint64_t key = stream_key(seed, uint64_t(scene_keys[b]), kCentreScale);
-          const Cloud cloud = reference_cloud(points, sources, kept_points(kept, bounds[b], bounds[b + 1]), key);
+          const Cloud cloud = reference_cloud(points, {sources.data, kept.data, bounds[b], bounds[b + 1]}, key);
           float* out = center.data + 3 * b;
           if (!cloud[0].empty()) {
             centre_of_cloud(cloud, out, scale.data + b);
@@ -175,8 +268,8 @@ void bind_sampling(py::module_& module) {
         check_sources(sources);
         parallel_for(threads, scenes, [&](int64_t b) {
           const uint64_t key = stream_key(seed, uint64_t(scene_keys[b]), kSampling);
-          const auto chosen =
-              first_by_priority(sources, group, kept_points(kept, bounds[b], bounds[b + 1]), key, num_points);
+          const Points points = {sources.data, kept.data, bounds[b], bounds[b + 1]};
+          const auto chosen = first_by_priority(points, group.data, key, num_points);
           int64_t* out = std::copy(chosen.begin(), chosen.end(), index.data + b * num_points);
           std::fill(out, index.data + (b + 1) * num_points, chosen.empty() ? -1 : chosen.back());
           count[b] = int64_t(chosen.size());

@@ -1,16 +1,16 @@
 // Label maps: the house mask, the vote of the views, tiers and classes (references: wireframe/depth.py, voting.py).
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <limits>
 #include <vector>
 
+#include "ballot.h"
 #include "pool.h"
 #include "view_table.h"
 
 namespace wireframe {
 namespace {
-
-constexpr int64_t kPointsPerChunk = 2048;
 
 // ORs windows of 1, 2, 4, ... elements, at `stride`, until each holds `window` of them; count = elements of the result.
 void widen(uint8_t* data, int64_t window, int64_t stride, int64_t count) {
@@ -26,6 +26,26 @@ void widen(uint8_t* data, int64_t window, int64_t stride, int64_t count) {
   }
 }
 
+// house[x] = 1 where a row of labels shows the house. Maps are patches of one label: a word of eight pixels like the last
+// is not looked up.
+void mark_house(const uint8_t* gestalt, int64_t width, const LabelTables& tables, uint8_t* house) {
+  constexpr int64_t step = sizeof(uint64_t);
+  uint8_t marks[step];
+  std::fill_n(marks, step, uint8_t(tables.in_house(0)));
+  uint64_t last = 0;
+  int64_t x = 0;
+  for (; x + step <= width; x += step) {
+    uint64_t word;
+    std::memcpy(&word, gestalt + x, step);
+    if (word != last) {
+      last = word;
+      for (int64_t i = 0; i < step; ++i) marks[i] = tables.in_house(gestalt[x + i]);
+    }
+    std::memcpy(house + x, marks, step);
+  }
+  for (; x < width; ++x) house[x] = tables.in_house(gestalt[x]);
+}
+
 void mask_of(const uint8_t* gestalt, int64_t height, int64_t width, const LabelTables& tables, int64_t radius, bool* out) {
   // Beyond the map's own size a larger box changes nothing.
   radius = std::min(radius, std::max(height, width));
@@ -33,7 +53,7 @@ void mask_of(const uint8_t* gestalt, int64_t height, int64_t width, const LabelT
   std::vector<uint8_t> rows(size_t((height + 2 * radius) * width)), line(size_t(width + 2 * radius));
   for (int64_t y = 0; y < height; ++y) {
     std::fill(line.begin(), line.end(), uint8_t(0));
-    for (int64_t x = 0; x < width; ++x) line[size_t(radius + x)] = tables.in_house(gestalt[y * width + x]);
+    mark_house(gestalt + y * width, width, tables, line.data() + radius);
     widen(line.data(), window, 1, width);
     std::copy_n(line.begin(), width, rows.begin() + (radius + y) * width);
   }
@@ -84,36 +104,19 @@ struct Voters {
   const ViewTable& views;
   const std::vector<Camera>& cameras;
 
-  // body(point, first view, last view + 1) for the points of one chunk.
+  // body(first point, last point + 1, first view, last view + 1) for the scenes that share a chunk.
   template <class Body>
   void chunk(int64_t number, const Body& body) const {
-    const int64_t first = number * kPointsPerChunk, last = std::min(first + kPointsPerChunk, offsets[scenes]);
+    const int64_t end = std::min((number + 1) * kPointsPerChunk, offsets[scenes]);
+    int64_t first = number * kPointsPerChunk;
     int64_t scene = std::upper_bound(offsets, offsets + scenes + 1, first) - offsets - 1;
-    for (int64_t p = first; p < last; ++p) {
-      while (p >= offsets[scene + 1]) ++scene;
-      body(p, view_offsets[scene], view_offsets[scene + 1]);
+    for (; first < end; ++scene) {
+      const int64_t last = std::min(end, offsets[scene + 1]);
+      if (first < last) body(first, last, view_offsets[scene], view_offsets[scene + 1]);
+      first = last;
     }
   }
-
-  Pixel pixel(int64_t p, int64_t v) const {
-    const float* at = xyz + 3 * p;
-    return project(cameras[size_t(v)], at[0], at[1], at[2], views[v].height, views[v].width);
-  }
 };
-
-PointLabel label_of(const Voters& voters, const LabelMaps& maps, const LabelTables& tables, ZBuffer* zbuffer, int64_t p,
-                    int64_t first_view, int64_t last_view) {
-  PointVotes votes;
-  for (int64_t v = first_view; v < last_view; ++v) {
-    const Pixel pixel = voters.pixel(p, v);
-    if (!pixel.inside) continue;
-    const ViewRow& view = voters.views[v];
-    if (zbuffer && !zbuffer_sees(pixel.depth, zbuffer->nearest(v, view, pixel), maps.tolerance)) continue;
-    const int64_t at = view.labels + pixel.row * view.width + pixel.column;
-    votes.add(maps.ade[at], maps.gestalt[at], tables);
-  }
-  return decide(votes);
-}
 
 // The arrays that vote_labels fills.
 struct Labels {
@@ -136,25 +139,77 @@ struct Labels {
   }
 };
 
-void vote(const Voters& voters, const LabelMaps& maps, const LabelTables& tables, const Labels& out, int threads) {
+struct Vote {
+  const Voters& voters;
+  const LabelMaps& maps;
+  const LabelTables& tables;
+  const Labels& out;
+  ZBuffer* zbuffer;
+  bool wide;
+  VoteCodes codes{tables};
+
+  // Writes what the points see into the z-buffer.
+  void draw(int64_t first, int64_t last, int64_t first_view, int64_t last_view) const {
+    Sight sight(voters.xyz + 3 * first, last - first, wide);
+    for (int64_t v = first_view; v < last_view; ++v) {
+      const ViewRow& view = voters.views[v];
+      sight.look(voters.cameras[size_t(v)], view);
+      for (int64_t i = 0; i < last - first; ++i) {
+        if (sight.inside(i)) zbuffer->add(v, view, sight.pixel(i));
+      }
+    }
+  }
+
+  void label(int64_t first, int64_t last, int64_t first_view, int64_t last_view) const {
+    const int64_t points = last - first, views = last_view - first_view;
+    Sight sight(voters.xyz + 3 * first, points, wide);
+    const bool few = views <= Ballot::kFewViews;
+    Ballot ballot(few ? points : 0, views);
+    std::vector<PointVotes> votes(size_t(few ? 0 : points));
+    for (int64_t v = first_view; v < last_view; ++v) {
+      const ViewRow& view = voters.views[v];
+      sight.look(voters.cameras[size_t(v)], view);
+      if (zbuffer) hide(sight, points, v, view);
+      const uint8_t *ade = maps.ade + view.labels, *gestalt = maps.gestalt + view.labels;
+      if (few) {
+        ballot.cast(v - first_view, sight, view, ade, gestalt, codes);
+        continue;
+      }
+      for (int64_t i = 0; i < points; ++i) {
+        const int64_t at = sight.label(i, view.width);
+        if (sight.inside(i)) votes[size_t(i)].add(ade[at], gestalt[at], tables);
+      }
+    }
+    if (few) {
+      ballot.decide_all([&](int64_t i, const PointLabel& label) { out.set(first + i, label); });
+    } else {
+      for (int64_t i = 0; i < points; ++i) out.set(first + i, decide(votes[size_t(i)]));
+    }
+  }
+
+  void hide(Sight& sight, int64_t points, int64_t v, const ViewRow& view) const {
+    for (int64_t i = 0; i < points; ++i) {
+      const Pixel pixel = sight.pixel(i);
+      if (pixel.inside) sight.hide(i, !zbuffer_sees(pixel.depth, zbuffer->nearest(v, view, pixel), maps.tolerance));
+    }
+  }
+};
+
+void vote(const Voters& voters, const LabelMaps& maps, const LabelTables& tables, const Labels& out, int threads,
+          bool vector) {
   const int64_t points = voters.offsets[voters.scenes];
   const int64_t chunks = (points + kPointsPerChunk - 1) / kPointsPerChunk;
   std::vector<ZBuffer> zbuffer;
-  if (maps.tolerance >= 0.0) {
-    zbuffer.emplace_back(voters.views);
+  if (maps.tolerance >= 0.0) zbuffer.emplace_back(voters.views);
+  ZBuffer* const nearest = zbuffer.empty() ? nullptr : &zbuffer[0];
+  const Vote votes{voters, maps, tables, out, nearest, vector && Sight::can_be_wide()};
+  if (votes.zbuffer) {
     parallel_for(threads, chunks, [&](int64_t number) {
-      voters.chunk(number, [&](int64_t p, int64_t first_view, int64_t last_view) {
-        for (int64_t v = first_view; v < last_view; ++v) {
-          const Pixel pixel = voters.pixel(p, v);
-          if (pixel.inside) zbuffer[0].add(v, voters.views[v], pixel);
-        }
-      });
+      voters.chunk(number, [&](auto... range) { votes.draw(range...); });
     });
   }
   parallel_for(threads, chunks, [&](int64_t number) {
-    voters.chunk(number, [&](int64_t p, int64_t first_view, int64_t last_view) {
-      out.set(p, label_of(voters, maps, tables, zbuffer.empty() ? nullptr : &zbuffer[0], p, first_view, last_view));
-    });
+    voters.chunk(number, [&](auto... range) { votes.label(range...); });
   });
 }
 
@@ -163,7 +218,7 @@ void bind_vote(py::module_& module) {
       "vote_labels",
       [](const py::object& xyz, const py::object& offsets, const py::object& view_offsets, const py::object& ade,
          const py::object& gestalt, const py::object& views, const py::object& K, const py::object& R,
-         const py::object& t, const py::object& tables, double zbuffer, const py::tuple& out, int threads) {
+         const py::object& t, const py::object& tables, double zbuffer, const py::tuple& out, int threads, bool vector) {
         const auto points = span<const float>(xyz, "xyz", {kAny, 3});
         const auto bounds = offsets_to(offsets, "offsets", points.shape(0));
         const auto ade_maps = span<const uint8_t>(ade, "ade", {kAny});
@@ -180,10 +235,11 @@ void bind_vote(py::module_& module) {
         const LabelTables lookup = label_tables(table_data);
         py::gil_scoped_release release;
         const Voters voters{points.data, bounds.data, bounds.size - 1, view_bounds.data, table, loaded};
-        vote(voters, {ade_maps.data, gestalt_maps.data, zbuffer}, lookup, labels, threads);
+        vote(voters, {ade_maps.data, gestalt_maps.data, zbuffer}, lookup, labels, threads, vector);
       },
       py::arg("xyz"), py::arg("offsets"), py::arg("view_offsets"), py::arg("ade"), py::arg("gestalt"), py::arg("views"),
-      py::arg("K"), py::arg("R"), py::arg("t"), py::arg("tables"), py::arg("zbuffer"), py::arg("out"), py::arg("threads"));
+      py::arg("K"), py::arg("R"), py::arg("t"), py::arg("tables"), py::arg("zbuffer"), py::arg("out"), py::arg("threads"),
+      py::arg("vector") = true, "vector=False keeps to portable code, which gives the same bits.");
 }
 
 }  // namespace
