@@ -24,6 +24,9 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         found = importlib.import_module(f"wireframe.{name}")
     except ImportError as problem:
         return None, _why_missing(name, problem)
+    if Path(found.__file__).parent != Path(wireframe.__file__).parent:
+        # Another installation's, which an editable install of it lends to every package of this name.
+        return None, _why_missing(name, ModuleNotFoundError())
     # Beside an installed package there are no sources to compare with.
     if _in_checkout() and getattr(found, "sources", "") != build_info.digest(_CSRC, name):
         return None, f"csrc/ has changed since wireframe.{name} was built; run: pip install -e ."

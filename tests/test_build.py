@@ -114,7 +114,7 @@ def test_the_second_build_has_nothing_to_do_and_an_edited_header_recompiles_what
     tree.edit("cpu/answer.h", "int answer();  // edited\n")
     assert tree.problem() == "csrc/ has changed since wireframe._C was built; run: pip install -e ."
     tree.build()
-    assert re.findall(r"csrc/cpu/(\w+)\.cpp$", tree.log(), re.MULTILINE) == ["answer", "module"]
+    assert set(re.findall(r"csrc/cpu/(\w+)\.cpp$", tree.log(), re.MULTILINE)) == {"answer", "module"}
     assert tree.problem() == "None"
     # A source that nothing includes: the module alone is compiled again, for the digest.
     tree.edit("point_math.h", "// edited\n")

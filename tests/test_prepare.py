@@ -99,8 +99,13 @@ def test_an_interrupt_or_a_fault_drops_the_scenes_that_wait_and_writes_nothing(r
         return fuse_views(scene, *arguments, **how) if error is KeyboardInterrupt else 1 / 0
 
     monkeypatch.setattr("wireframe.prepare.fuse_views", interrupting)
-    with pytest.raises(error):
-        prepare(raw / "part0.tar", tmp_path, CONFIG, workers=2, progress=False)
+    # Ignored where the tests run in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error):
+            prepare(raw / "part0.tar", tmp_path, CONFIG, workers=2, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(begun) <= 2 + (error is ZeroDivisionError)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wireframe-ahead")]
