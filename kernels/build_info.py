@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Under csrc/: what each module is compiled from, and the headers it may include.
 SOURCES = {"_C": ("cpu/*.cpp",), "_C_cuda": ("cuda/*.cu", "cuda/*.cpp")}
-HEADERS = {"_C": ("*.h", "cpu/*.h"), "_C_cuda": ("*.h", "cpu/*.h", "cuda/*.h", "cuda/*.cuh")}
+HEADERS = {"_C": ("*.h", "cpu/*.h"), "_C_cuda": ("*.h", "cuda/*.h", "cuda/*.cuh")}
 
 
 def files(csrc: Path, patterns: tuple[str, ...]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -43,16 +44,35 @@ def check_devices(op: str, **tensors: Tensor) -> str:
 
 
 def thread_count(threads: int | None) -> int:
-    """``threads``, or torch's own number for None.
+    """``threads``, or torch's own number for None; at most 256, which is as many as the pool ever starts.
 
     Raises:
-        ValueError: below 1.
+        TypeError: not an integer. ValueError: below 1.
     """
     if threads is None:
         return torch.get_num_threads()
+    try:
+        threads = operator.index(threads)
+    except TypeError:
+        raise TypeError(f"threads must be an integer, not {type(threads).__name__}") from None
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    return threads
+    return min(threads, 256)
+
+
+def check_integer(op: str, name: str, value: int, least: int) -> int:
+    """``value``, at most 2^40, which is more than any array here has elements.
+
+    Raises:
+        TypeError: not an integer. ValueError: below ``least``.
+    """
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, not {type(value).__name__}") from None
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return min(value, 1 << 40)
 
 
 @contextlib.contextmanager

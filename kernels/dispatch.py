@@ -5,6 +5,9 @@ An explicit choice is obeyed or refused, never replaced; only ``impl="auto"`` le
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from wireframe.errors import WireframeError
 
 NAMES = ("auto", "reference", "native", "triton")
@@ -29,7 +32,7 @@ BUILT = {
     "segment_matching": ("reference",),
 }
 
-# What "native" runs on tensors of a CUDA device; the others have a native CPU implementation alone.
+# What "native" runs on a CUDA device; the other operations bring such tensors to the CPU and back.
 NATIVE_ON_CUDA = (
     "house_mask", "clip_limits", "depth_points", "vote_labels", "point_tiers", "centre_and_scale", "priority_sample",
 )
@@ -48,7 +51,7 @@ def choose(op: str, impl: str, device: str = "cpu") -> str:
     """The name of the implementation of ``op`` to run for the caller's ``impl``.
 
     Args:
-        device: type of the device that holds the inputs, "cpu" or "cuda".
+        device: type of the device that holds the inputs.
 
     Raises:
         ValueError: ``impl`` is not one of ``NAMES``.
@@ -75,11 +78,17 @@ def _problem(op: str, name: str, device: str) -> str | None:
         return None
     from wireframe.kernels import native
 
-    if device == "cpu":
+    if device == "cpu" or op not in NATIVE_ON_CUDA:
         return native.problem("_C")
-    if op not in NATIVE_ON_CUDA:
-        return f"it has no native implementation for {device} tensors"
-    return native.problem("_C_cuda")
+    if device == "cuda":
+        return native.problem("_C_cuda")
+    return f"it has no native implementation for {device} tensors"
+
+
+def fusion_module(impl: str, device: str) -> ModuleType:
+    """The module with the resolved implementation of fusion and sampling: all three have the same functions."""
+    name = {"reference": "numpy_reference", "native": "native_cuda" if device == "cuda" else "native_cpu"}[impl]
+    return importlib.import_module(f"wireframe.kernels.{name}")
 
 
 def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:

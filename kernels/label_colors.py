@@ -33,7 +33,7 @@ def colors_to_ids(
     Args:
         image: uint8 [..., 3], RGB. The work is done on the CPU wherever the tensor lies.
         table: "gestalt" or "ade", whose ids are the positions in ``classes.GESTALT_NAMES`` and ``ADE_NAMES``.
-        impl: "auto", "reference" or "native" (CPU tensors); all give the same ids.
+        impl: "auto", "reference" or "native"; all give the same ids.
         threads: of the native implementation; None takes torch's number.
 
     Returns:

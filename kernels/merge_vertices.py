@@ -49,7 +49,7 @@ def merge_vertices(
         vertices: float64 [V, 3], finite. The work is done on the CPU wherever the tensors lie.
         edges: int64 [E, 2], ids of vertices.
         thresholds: metres, finite and not negative.
-        impl: "auto", "reference" or "native" (CPU tensors); all give the same bits.
+        impl: "auto", "reference" or "native"; all give the same bits.
 
     Returns:
         Vertices float64 [V', 3] and edges int64 [E', 2], on their device.

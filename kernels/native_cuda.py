@@ -1,7 +1,8 @@
 """The operations of fusion and sampling on tensors of a CUDA device by ``wireframe._C_cuda``.
 
 Same functions and order of arguments as ``numpy_reference.py`` and ``native_cpu.py``; ``threads`` is not used. Outputs
-and workspaces are allocated here, the kernels are queued on the device's current stream, and nothing waits for them.
+and workspaces are allocated here, the kernels are queued on the device's current stream, and nothing waits for them;
+the first call on a device alone copies the label tables there, so it must not be part of a graph's capture.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def house_mask(gestalt: Tensor, views: Tensor, radius: int, threads: int) -> Ten
     call = _Call("house_mask", gestalt.device)
     n, v = gestalt.shape[0], views.shape[0]
     inputs = [
-        call.read("gestalt", gestalt, torch.uint8, (n,)), n, call.views(views), v, call.tables(), min(radius, 1 << 30),
+        call.read("gestalt", gestalt, torch.uint8, (n,)), n, call.views(views), v, call.tables(), radius,
     ]  # fmt: skip
     # Pixels that no view covers are no house.
     mask = call.output((n,), torch.bool).zero_()
@@ -152,7 +153,9 @@ class _Call:
         return [self.read(name, tensor, torch.float32, shape) for name, (tensor, shape) in shapes.items()]
 
     def tables(self) -> int:
-        return _address(_tables(self.device))
+        # Held until the launch: of two threads that make the tables at once, only one's stay in the cache.
+        self._tables = _tables(self.device)
+        return _address(self._tables)
 
     def points(self, count: int) -> int:
         if count > _MOST_POINTS:

@@ -1,8 +1,8 @@
 """Sampling of fused points, batched over scenes: robust centre and scale, and the priority sample.
 
-Rules: S23DR 2026 learned baseline (facts, sections 2.6 and 3). A point's random number is the hash of its rank among
-the kept points of its scene, and every statistic is an order statistic: reference, CPU and CUDA give the same bits for
-any number of threads and any batch.
+Rules: S23DR 2026 learned baseline, its normalisation and its priority sampling. A point's random number is the hash of
+its rank among the kept points of its scene, and every statistic is an order statistic: reference, CPU and CUDA give the
+same bits for any number of threads and any batch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
-from wireframe.kernels.checks import check_devices, check_tensor, naming, signed64, thread_count
-from wireframe.kernels.view_fusion import implementation
+from wireframe.kernels.checks import check_devices, check_integer, check_tensor, naming, signed64, thread_count
 
 
 def centre_and_scale(
@@ -70,10 +69,13 @@ def priority_sample(
     Returns:
         index int64 [B, num_points] into the points: COLMAP by (tier, hash), then depth likewise, then the last one
         again, -1 in a scene without kept points; count int64 [B], how many differ.
+
+    Raises:
+        TypeError: ``num_points`` is not an integer. ValueError: ``num_points`` below 1, wrong dtype, shape or device,
+            or (on the CPU) another source than 0 and 1. ImplementationError: an explicit ``impl`` that cannot run.
     """
     op = "priority_sample"
-    if num_points < 1:
-        raise ValueError(f"{op}: num_points must be at least 1, got {num_points}")
+    num_points = check_integer(op, "num_points", num_points, 1)
     source = check_tensor(op, "source", source, torch.uint8, ("P",))
     group_id = check_tensor(op, "group_id", group_id, torch.int8, tuple(source.shape))
     keep, offsets, keys = _ragged(op, source, keep, offsets, keys)
@@ -95,7 +97,7 @@ def _ragged(op: str, source: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor
 def _centre_and_scale(
     xyz: Tensor, source: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor, seed: int, impl: str, threads: int
 ) -> tuple[Tensor, Tensor]:
-    run = implementation(impl, xyz.device.type).centre_and_scale
+    run = dispatch.fusion_module(impl, xyz.device.type).centre_and_scale
     with naming("centre_and_scale"):
         return run(xyz, source, keep, offsets, keys, seed, threads)
 
@@ -110,7 +112,7 @@ def _priority_sample(
     source: Tensor, group_id: Tensor, keep: Tensor, offsets: Tensor, keys: Tensor,
     num_points: int, seed: int, impl: str, threads: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    run = implementation(impl, source.device.type).priority_sample
+    run = dispatch.fusion_module(impl, source.device.type).priority_sample
     with naming("priority_sample"):
         return run(source, group_id, keep, offsets, keys, num_points, seed, threads)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import operator
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from wireframe import subsets
 from wireframe.kernels import dispatch, native
-from wireframe.kernels.checks import check_devices, check_tensor, naming, thread_count
+from wireframe.kernels.checks import check_devices, check_integer, check_tensor, naming, thread_count
 
 
 def farthest_point_sample(
@@ -45,15 +44,12 @@ def farthest_point_sample(
     """
     op = "farthest_point_sample"
     xyz = check_tensor(op, "xyz", xyz, torch.float32, ("P", 3))
-    count, start = _integer(op, "count", count), _integer(op, "start", start)
-    if count < 1:
-        raise ValueError(f"{op}: count must be at least 1, got {count}")
+    count, start = check_integer(op, "count", count, 1), check_integer(op, "start", start, 0)
     points = xyz.shape[0]
-    if not 0 <= start < max(points, 1):
+    if start >= max(points, 1):
         raise ValueError(f"{op}: start must be the index of one of {points} points, got {start}")
     thread_count(threads)
-    # An operator's integers have 64 bits, and a count may have more.
-    return _farthest_point_sample(xyz, min(count, 1 << 62), start, dispatch.choose(op, impl, xyz.device.type))
+    return _farthest_point_sample(xyz, count, start, dispatch.choose(op, impl, xyz.device.type))
 
 
 @torch.library.custom_op("wireframe::farthest_point_sample", mutates_args=())
@@ -111,9 +107,8 @@ def voxel_sample(
         raise TypeError(f"{op}: size must be a number, not {type(size).__name__}")
     with naming(op):
         size = subsets.checked_size(size)
-    # More than the pool ever starts would not fit its integer.
-    threads = min(thread_count(threads), 256)
-    return _voxel_sample(xyz, size, priority, dispatch.choose(op, impl, xyz.device.type), threads)
+    impl = dispatch.choose(op, impl, xyz.device.type)
+    return _voxel_sample(xyz, size, priority, impl, thread_count(threads))
 
 
 @torch.library.custom_op("wireframe::voxel_sample", mutates_args=())
@@ -138,10 +133,3 @@ def _(xyz: Tensor, size: float, priority: Tensor | None, impl: str, threads: int
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _integer(op: str, name: str, value: object) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be an integer, not {type(value).__name__}") from None

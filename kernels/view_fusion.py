@@ -1,6 +1,6 @@
 """View fusion on a batch of scenes: house mask, depth points, vote of the views, tiers.
 
-Rules: S23DR 2026 learned baseline (facts, section 2). Reference, CPU and CUDA give the same bits for any number of
+Rules: S23DR 2026 learned baseline, its fusion. Reference, CPU and CUDA give the same bits for any number of
 threads and any batch: the arithmetic is float64 in one fixed order, the draws are hashes, and what runs concurrently is
 either independent or an integer sum or minimum.
 """
@@ -11,23 +11,10 @@ import torch
 from torch import Tensor
 
 from wireframe.depth import MASK_RADIUS
-from wireframe.kernels import dispatch, numpy_reference
-from wireframe.kernels.checks import check_devices, check_tensor, naming, signed64, thread_count
+from wireframe.kernels import dispatch
+from wireframe.kernels.checks import check_devices, check_integer, check_tensor, naming, signed64, thread_count
 from wireframe.scene_batch import SceneBatch
 from wireframe.voting import Votes
-
-
-def implementation(impl: str, device: str):
-    """The module that holds the resolved implementation for tensors on the device."""
-    if impl == "reference":
-        return numpy_reference
-    if device == "cuda":
-        from wireframe.kernels import native_cuda
-
-        return native_cuda
-    from wireframe.kernels import native_cpu
-
-    return native_cpu
 
 
 def house_mask(
@@ -41,8 +28,7 @@ def house_mask(
     Raises:
         ValueError: a negative radius. ImplementationError: an explicit ``impl`` that cannot run.
     """
-    if radius < 0:
-        raise ValueError(f"house_mask: radius must not be negative, got {radius}")
+    radius = check_integer("house_mask", "radius", radius, 0)
     impl = dispatch.choose("house_mask", impl, batch.device.type)
     return _house_mask(batch.gestalt, batch.views, radius, impl, thread_count(threads))
 
@@ -71,19 +57,17 @@ def depth_points(
 
     Args:
         mask: bool [N], as ``house_mask`` gives it. limits: float64 [V] millimetres, as ``clip_limits`` gives them.
-        count: how many a view at most; more than ``batch.most_depth_pixels()`` is taken for that many.
+        count: how many a view at most; more than ``batch.most_depth_pixels`` is taken for that many.
         seed: with scene and view, the key of the draw.
 
     Returns:
         xyz float32 [V, count, 3] world metres, in row-major order of the pixels, zero beyond counts; counts int64 [V].
     """
-    if count < 0:
-        raise ValueError(f"depth_points: count must not be negative, got {count}")
+    count = min(check_integer("depth_points", "count", count, 0), batch.most_depth_pixels)
     mask = check_tensor("depth_points", "mask", mask, torch.bool, tuple(batch.gestalt.shape))
     limits = check_tensor("depth_points", "limits", limits, torch.float64, (batch.views.shape[0],))
     device = check_devices("depth_points", batch=batch.depth, mask=mask, limits=limits)
     impl = dispatch.choose("depth_points", impl, device)
-    count = min(count, batch.most_depth_pixels())
     return _depth_points(
         batch.depth, mask, limits, batch.views, batch.K, batch.R, batch.t, batch.keys,
         count, signed64(seed), impl, thread_count(threads),
@@ -149,7 +133,8 @@ def point_tiers(
 
 @torch.library.custom_op("wireframe::house_mask", mutates_args=())
 def _house_mask(gestalt: Tensor, views: Tensor, radius: int, impl: str, threads: int) -> Tensor:
-    return implementation(impl, gestalt.device.type).house_mask(gestalt, views, radius, threads)
+    with naming("house_mask"):
+        return dispatch.fusion_module(impl, gestalt.device.type).house_mask(gestalt, views, radius, threads)
 
 
 @_house_mask.register_fake
@@ -159,7 +144,8 @@ def _(gestalt, views, radius, impl, threads):
 
 @torch.library.custom_op("wireframe::clip_limits", mutates_args=())
 def _clip_limits(depth: Tensor, views: Tensor, impl: str, threads: int) -> Tensor:
-    return implementation(impl, depth.device.type).clip_limits(depth, views, threads)
+    with naming("clip_limits"):
+        return dispatch.fusion_module(impl, depth.device.type).clip_limits(depth, views, threads)
 
 
 @_clip_limits.register_fake
@@ -172,8 +158,9 @@ def _depth_points(
     depth: Tensor, mask: Tensor, limits: Tensor, views: Tensor, K: Tensor, R: Tensor, t: Tensor, keys: Tensor,
     count: int, seed: int, impl: str, threads: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    run = implementation(impl, depth.device.type).depth_points
-    return run(depth, mask, limits, views, K, R, t, keys, count, seed, threads)
+    run = dispatch.fusion_module(impl, depth.device.type).depth_points
+    with naming("depth_points"):
+        return run(depth, mask, limits, views, K, R, t, keys, count, seed, threads)
 
 
 @_depth_points.register_fake
@@ -187,7 +174,7 @@ def _vote_labels(
     xyz: Tensor, offsets: Tensor, view_offsets: Tensor, ade: Tensor, gestalt: Tensor, views: Tensor,
     K: Tensor, R: Tensor, t: Tensor, zbuffer: float, impl: str, threads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = implementation(impl, xyz.device.type).vote_labels
+    run = dispatch.fusion_module(impl, xyz.device.type).vote_labels
     with naming("vote_labels"):
         return run(xyz, offsets, view_offsets, ade, gestalt, views, K, R, t, zbuffer, threads)
 
@@ -202,8 +189,9 @@ def _(xyz, offsets, view_offsets, ade, gestalt, views, K, R, t, zbuffer, impl, t
 def _point_tiers(
     visible_src: Tensor, visible_id: Tensor, behind: Tensor, impl: str, threads: int
 ) -> tuple[Tensor, Tensor]:
-    run = implementation(impl, visible_src.device.type).point_tiers
-    return run(visible_src, visible_id, behind, threads)
+    run = dispatch.fusion_module(impl, visible_src.device.type).point_tiers
+    with naming("point_tiers"):
+        return run(visible_src, visible_id, behind, threads)
 
 
 @_point_tiers.register_fake

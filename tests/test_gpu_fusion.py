@@ -11,7 +11,6 @@ from fusion_cases import assert_same, mixed_scenes, run_ops
 from scenes import random_scene
 from wireframe.batched import sample_scenes
 from wireframe.kernels import ops
-from wireframe.kernels.dispatch import ImplementationError
 from wireframe.scene_batch import SceneBatch
 
 pytestmark = pytest.mark.gpu
@@ -99,5 +98,11 @@ def test_tensors_on_two_devices_are_refused():
     mask, limits = ops.house_mask(batch), ops.clip_limits(batch)
     with pytest.raises(ValueError, match="mask is on cpu"):
         ops.depth_points(batch.to("cuda"), mask, limits, 10)
-    with pytest.raises(ImplementationError, match="no native implementation for cuda"):
-        ops.farthest_point_sample(batch.points.to("cuda"), 4, impl="native")
+
+
+def test_operations_of_the_cpu_bring_tensors_back_to_their_device():
+    points = batch_of(random_scene(1)).points
+    chosen = ops.farthest_point_sample(points.to("cuda"), 4)
+    assert chosen.device.type == "cuda"
+    assert_same(chosen, ops.farthest_point_sample(points, 4))
+    assert_same(ops.voxel_sample(points.to("cuda"), 0.5), ops.voxel_sample(points, 0.5))

@@ -12,6 +12,7 @@ from fusion_cases import assert_same
 from scenes import random_scene
 from wireframe.kernels import native, native_cpu, ops
 from wireframe.scene_batch import SceneBatch
+from wireframe.voting import LABEL_TABLES
 
 pytestmark = pytest.mark.native
 
@@ -190,3 +191,62 @@ def test_priority_sample_of_any_tiers(tiers, n, num_points, share, seed):
     rest = (keep, torch.tensor([0, n // 3, n]), torch.tensor([5, 6]), num_points, seed)
     expected = ops.priority_sample(source, group, *rest, impl="reference")
     assert_same(ops.priority_sample(source, group, *rest, impl="native"), expected)
+
+
+@pytest.mark.parametrize("wrong", ["c8", ">f8", "i8", "f4", "S8", "f4,f4"])
+def test_the_bindings_refuse_numbers_of_another_format(wrong):
+    limits, depth, views = np.zeros(1), np.ones(6, np.uint16), np.array([[0, 0, 2, 3, 0, 2, 3, 0]])
+    clip = native.module().clip_limits
+    clip(depth, views, limits, 1)
+    assert limits.tolist() == [1.0]
+    with pytest.raises(TypeError, match=r"^out must be float64, got format "):
+        clip(depth, views, np.zeros(1, wrong), 1)
+    assert limits.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("wrong", [">i8", "u8", "f8", "c8", "i4"])
+def test_the_bindings_refuse_integers_of_another_format(wrong):
+    views = np.array([[0, 0, 2, 3, 0, 2, 3, 0]])
+    with pytest.raises(TypeError, match=r"^views must be int64, got format "):
+        native.module().clip_limits(np.ones(6, np.uint16), views.astype(wrong), np.zeros(1), 1)
+    with pytest.raises(TypeError, match=r"^depth must be uint16, got format '>H'"):
+        native.module().clip_limits(np.ones(6, ">u2"), views, np.zeros(1), 1)
+
+
+@pytest.mark.parametrize(
+    "column, value, words",
+    [
+        (4, 0, "does not begin where the maps before it end"),
+        (4, 5, "does not begin where the maps before it end"),
+        (7, 3, "does not begin where the maps before it end"),
+        (7, -1, "does not begin where the maps before it end"),
+        (2, 99, "lies outside the maps"),
+        (6, 1 << 40, "lies outside the maps"),
+        (2, -(1 << 62), "has an impossible size or index"),
+    ],
+)
+def test_the_bindings_refuse_maps_that_overlap_or_leave_gaps(column, value, words):
+    # The view between the others has no depth map.
+    views = np.array([[0, 0, 2, 3, 0, 2, 3, 0], [0, 1, 2, 3, 6, 0, 0, 6], [0, 2, 2, 3, 12, 2, 3, 6]])
+    depth, masks, limits, keys = np.ones(12, np.uint16), np.ones(18, bool), np.ones(3), np.zeros(1, np.int64)
+    cameras = (np.stack([np.eye(3, dtype=np.float32)] * 3),) * 2 + (np.zeros((3, 3), np.float32),)
+    xyz, counts = np.zeros((3, 9, 3), np.float32), np.zeros(3, np.int64)
+
+    def points():
+        native.module().depth_points(depth, masks, limits, views, *cameras, keys, 0, xyz, counts, 2)
+
+    points()
+    assert counts.tolist() == [6, 0, 6]
+    views[2, column] = value
+    with pytest.raises(ValueError, match=rf"^views: row 2 {words}"):
+        points()
+
+
+def test_a_radius_beyond_the_map_needs_no_room_for_itself():
+    house = int(np.flatnonzero(LABEL_TABLES[0])[0])
+    for height, width in ((1, 1 << 20), (1 << 20, 1)):
+        gestalt = np.full(height * width, np.flatnonzero(LABEL_TABLES[0] == 0)[0], np.uint8)
+        gestalt[-1] = house
+        views, out = np.array([[0, 0, height, width, 0, 0, 0, 0]]), np.zeros(gestalt.size, bool)
+        native.module().house_mask(gestalt, views, LABEL_TABLES, 2**62, out, 1)
+        assert out.all()

@@ -247,7 +247,7 @@ def test_wrong_arguments_are_named(op, case):
      (ValueError, "count must be at least 1, got -3", {"count": -3}),
      (TypeError, "count must be an integer, not float", {"count": 2.0}),
      (ValueError, "start must be the index of one of 10 points, got 10", {"count": 2, "start": 10}),
-     (ValueError, "start must be the index of one of 10 points, got -1", {"count": 2, "start": -1}),
+     (ValueError, "start must be at least 0, got -1", {"count": 2, "start": -1}),
      (ValueError, "start must be the index", {"count": 2, "start": 10**30}),
      (TypeError, "start must be an integer, not str", {"count": 2, "start": "0"})],
 )  # fmt: skip

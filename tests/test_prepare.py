@@ -167,16 +167,6 @@ def test_the_command_takes_every_sampler_and_refuses_others_in_a_line(raw, tmp_p
     assert re.search("--sampler: invalid choice: 'random'.*priority.*fps.*voxel", capsys.readouterr().err)
 
 
-def test_a_folder_from_before_there_was_a_choice_of_samplers_resumes_with_the_default_alone(raw, tmp_path):
-    prepare(raw, tmp_path, CONFIG, progress=False)
-    for path in (tmp_path / ".manifest").iterdir():
-        note = json.loads(path.read_text())
-        assert note["config"].pop("sampler") == "priority"
-        path.write_text(json.dumps(note))
-    assert prepare(raw, tmp_path, CONFIG, progress=False)[:3] == (0, 2, 6)
-    with pytest.raises(ConfigError, match="other settings"):
-        prepare(raw, tmp_path, dataclasses.replace(CONFIG, sampler="fps"), progress=False)
-
 
 def test_two_machines_that_finish_shards_at_the_same_time_lose_no_note(raw, prepared, tmp_path):
     from wireframe.prepare import _Manifest

@@ -21,7 +21,7 @@ def sample_scenes(
 ) -> dict[str, Tensor]:
     """``sample_points(fuse_views(scene))`` of every scene of the batch, on its device, with the same bits.
 
-    On a GPU nothing here waits for the device: no size depends on what the votes say.
+    On a GPU nothing here waits for the device after the first call: no size depends on what the votes say.
 
     Args:
         batch: B scenes, ``SceneBatch.from_scenes(scenes).to(device)``.

@@ -283,11 +283,13 @@ def colors_to_ids(image: np.ndarray, table: str, *, impl: str = "auto", threads:
         raise ValueError(f"colors_to_ids: image must be uint8 [..., 3], got {image.dtype} {list(image.shape)}")
     if table not in ("ade", "gestalt"):
         raise ValueError(f"colors_to_ids: table must be 'ade' or 'gestalt', got {table!r}")
+    if threads < 1:
+        raise ValueError(f"colors_to_ids: threads must be at least 1, got {threads}")
     if dispatch.choose("colors_to_ids", impl) == "reference":
         return colors_to_ids_reference(image, table)
     ids = np.empty(image.shape[:-1], dtype=np.uint8)
     pixels = np.ascontiguousarray(image).reshape(-1, 3)
-    native.module().colors_to_ids(pixels, _colors(table), ids.reshape(-1), threads)
+    native.module().colors_to_ids(pixels, _colors(table), ids.reshape(-1), min(threads, 256))
     return ids
 
 

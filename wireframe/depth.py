@@ -1,7 +1,8 @@
 """From a depth map to world points, in NumPy: house mask, cleaning, choice of pixels, unprojection.
 
-The readable reference of ``wireframe.kernels.ops.house_mask``, ``clip_limits`` and ``depth_points`` (baseline facts,
-section 2). float64 and elementwise throughout, in the order written, so that a native version gives the same bits.
+The readable reference of ``wireframe.kernels.ops.house_mask``, ``clip_limits`` and ``depth_points`` (rules: S23DR 2026
+learned baseline). float64 and elementwise throughout, in the order written, so that a native version gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def house_mask(gestalt: np.ndarray, radius: int = MASK_RADIUS) -> np.ndarray:
     """
     mask = IN_HOUSE[gestalt]
     for axis in (0, 1):
-        mask = _dilate_line(mask, radius, axis)
+        # Beyond the map's own size a larger box changes nothing.
+        mask = _dilate_line(mask, min(radius, mask.shape[axis]), axis)
     return mask
 
 
@@ -92,7 +94,7 @@ def depth_points(view: View, mask: np.ndarray, limit: float, count: int, seed: i
     """
     depth = view.depth
     height, width = depth.shape
-    label_height, label_width = view.gestalt.shape
+    label_height, label_width = mask.shape
     if (height, width) != (label_height, label_width):
         rows = _nearest(height, label_height)
         cols = _nearest(width, label_width)

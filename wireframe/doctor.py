@@ -66,7 +66,7 @@ def _accelerator() -> list[str]:
         lines.append(f"CUDA {built} in torch, but no usable device: everything runs on the CPU")
     else:
         lines.append("torch is a CPU build: everything runs on the CPU")
-    lines.append(_nvcc_line(built))
+    lines.append(_nvcc_line())
     return lines
 
 
@@ -82,7 +82,7 @@ def _triton_line(torch_version: str, triton_version: str | None) -> str:
     return f"triton {triton_version}: torch {minor} is built with {wanted}; pip install 'triton=={wanted}.*'"
 
 
-def _nvcc_line(torch_cuda: str | None) -> str:
+def _nvcc_line() -> str:
     home = os.environ.get("CUDA_HOME")
     path = (shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None) or shutil.which("nvcc")
     if path is None:
@@ -93,10 +93,7 @@ def _nvcc_line(torch_cuda: str | None) -> str:
         return f"nvcc: {path} does not run ({problem})"
     found = re.search(r"release (\d+\.\d+)", text)
     release = found.group(1) if found else "of unknown release"
-    if torch_cuda is None:
-        return f"nvcc {release}: torch has no CUDA to pair it with"
-    same = release.split(".")[0] == torch_cuda.split(".")[0]
-    return f"nvcc {release}: {'pairs with' if same else 'differs from'} torch's CUDA {torch_cuda}"
+    return f"nvcc {release}: builds wireframe._C_cuda, whatever torch's CUDA is"
 
 
 def _modules() -> list[str]:

@@ -1,6 +1,6 @@
 """Robust centre and scale of a cloud, in NumPy: the readable reference of ``wireframe.kernels.ops.centre_and_scale``.
 
-Source of the rule: the S23DR 2026 learned baseline (facts, section 2, step 6); its unseeded draw is replaced by hashes.
+Source of the rule: the S23DR 2026 learned baseline; its unseeded draw is replaced by hashes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SOURCE_DEPTH = 1
 
 
 def centre_and_scale(xyz: np.ndarray, source: np.ndarray, seed: int, scene: int) -> tuple[np.ndarray, np.ndarray]:
-    """Robust centre and scale of a cloud (baseline facts, section 2, step 6).
+    """Robust centre and scale of a cloud.
 
     The reference is the depth points (all points where there are none), at most 8000 of them by smallest hash;
     points farther from the coordinate-wise median than median + 2.5 MAD of that distance are dropped; centre and

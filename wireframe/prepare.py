@@ -185,7 +185,7 @@ class _Manifest:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._folder.glob("*.json")):
             note = _read_note(path)
-            if note is not None and _settings(note) != self._config:
+            if note is not None and note.get("config") != self._config:
                 raise ConfigError(f"{out} was prepared with other settings; choose another output folder")
 
     def finished(self, name: str, tar: str) -> dict | None:
@@ -221,12 +221,6 @@ def _read_note(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and {"rows", "skipped", "damage", "tar"} <= note.keys() else None
-
-
-def _settings(note: dict) -> dict | None:
-    """The settings of a note; one from before there was a choice of samplers was made with the baseline's."""
-    config = note.get("config")
-    return {"sampler": "priority", **config} if isinstance(config, dict) else None
 
 
 def _size(tar: str) -> int | None:

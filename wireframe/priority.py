@@ -1,6 +1,6 @@
 """Priority sampling, in NumPy: the readable reference of ``wireframe.kernels.ops.priority_sample``.
 
-Source of the rule: the S23DR 2026 learned baseline (facts, section 3); its unseeded draw is replaced by hashes, and a
+Source of the rule: the S23DR 2026 learned baseline; its unseeded draw is replaced by hashes, and a
 short source hands its quota on before anything is repeated.
 """
 

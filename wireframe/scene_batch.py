@@ -40,6 +40,7 @@ class SceneBatch:
         keys: int64 [B], the bits of each scene's random key (``hashing.scene_key``).
         view_offsets, point_offsets: int64 [B + 1]; scene b has the views and points offsets[b] to offsets[b + 1].
         views_of, points_of: the same two as tuples of int, so that nobody has to ask the device for them.
+        most_depth_pixels: of any one depth map; no draw from a view gives more points.
     """
 
     ade: Tensor
@@ -55,6 +56,7 @@ class SceneBatch:
     point_offsets: Tensor
     views_of: tuple[int, ...]
     points_of: tuple[int, ...]
+    most_depth_pixels: int
 
     def __post_init__(self) -> None:
         for name, (dtype, *shape) in _LAYOUT.items():
@@ -107,6 +109,7 @@ class SceneBatch:
             point_offsets=torch.tensor(points_of),
             views_of=views_of,
             points_of=points_of,
+            most_depth_pixels=int((table[:, 5] * table[:, 6]).max(initial=0)),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SceneBatch:
@@ -115,10 +118,6 @@ class SceneBatch:
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items() if isinstance(value, Tensor)
         })  # fmt: skip
-
-    def most_depth_pixels(self) -> int:
-        """The most pixels of any one depth map can have: no draw gives more."""
-        return self.depth.shape[0]
 
 
 def views_from_table(
@@ -143,6 +142,12 @@ def _check_table(batch: SceneBatch) -> None:
     placed = _fits(height, width, labels, len(batch.ade)) & _fits(depth_height, depth_width, depth, len(batch.depth))
     if not (sized & placed).all():
         raise ValueError(f"SceneBatch: row {int((sized & placed).argmin())} of views lies outside the maps")
+    # Maps that overlapped would be written by several threads at once.
+    for name, begin, area in (("label", labels, height * width), ("depth", depth, depth_height * depth_width)):
+        if not np.array_equal(begin, np.cumsum(area) - area):
+            raise ValueError(f"SceneBatch: the {name} maps in views do not follow one another")
+    if (depth_height * depth_width).max(initial=0) != batch.most_depth_pixels:
+        raise ValueError(f"SceneBatch: most_depth_pixels is not {batch.most_depth_pixels}")
     for name, known, length in (
         ("view_offsets", batch.views_of, len(batch.views)), ("point_offsets", batch.points_of, len(batch.points)),
     ):  # fmt: skip
@@ -155,8 +160,10 @@ def _check_table(batch: SceneBatch) -> None:
 
 def _fits(height: np.ndarray, width: np.ndarray, begin: np.ndarray, size: int) -> np.ndarray:
     small = (height >= 0) & (width >= 0) & (height < 1 << 31) & (width < 1 << 31)
-    # Sizes that pass the first test cannot overflow the second.
-    return small & (begin >= 0) & (begin <= size) & (np.where(small, height * width, 0) <= size - begin)
+    # Sizes that pass the first test cannot overflow here.
+    pixels = np.where(small, height * width, 0)
+    # Pixels are 32-bit numbers on a GPU, with room for the last step of a loop.
+    return small & (pixels < (1 << 31) - (1 << 16)) & (begin >= 0) & (begin <= size) & (pixels <= size - begin)
 
 
 def _offsets(counts: Sequence[int]) -> tuple[int, ...]:

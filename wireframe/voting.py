@@ -1,7 +1,7 @@
 """The vote of the views, in NumPy: the readable reference of ``wireframe.kernels.ops.vote_labels`` and ``point_tiers``.
 
-Source of the rules: the S23DR 2026 learned baseline, section 2 of the facts in the README's references. The arithmetic
-is float64 and elementwise, in the order written; only + - x / and rint, so that a native version gives the same bits.
+Source of the rules: the S23DR 2026 learned baseline (model card and REPRODUCE.md). The arithmetic is float64 and
+elementwise, in the order written; only + - x / and rint, so that a native version gives the same bits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _ENVELOPE, _OCCLUDER = 1, 2
 
 # Pixels of a side of the cells in which the nearest point hides the others (the optional visibility test).
 ZBUFFER_CELL = 8
+
 
 class Votes(NamedTuple):
     """What the views say of P points.
