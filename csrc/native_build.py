@@ -97,6 +97,10 @@ class Settings:
             raise SetupError(f"WIREFRAME_CUDA_ARCHS must look like 89;90, got {text!r}")
         return cls(flag("WIREFRAME_CUDA"), bool(flag("WIREFRAME_SANITIZE")), architectures)
 
+    def demands(self, name: str) -> tuple[str, bool]:
+        """The variable that makes it an error when module ``name`` is not built, and whether it does."""
+        return ("WIREFRAME_SANITIZE", self.sanitize) if name == "_C" else ("WIREFRAME_CUDA", self.cuda is True)
+
 
 class BuildNative(build_ext):
     """Builds both modules into ``build_lib`` or, in place and for editable installs, beside the package's sources."""
@@ -118,8 +122,8 @@ class BuildNative(build_ext):
                     module.unlink(missing_ok=True)
                     notes[name] = {"built": False, "reason": str(problem), "log": str(problem.log or "")}
                     print(f"wireframe.{name}: not built: {problem}")
-                    wanted = "WIREFRAME_SANITIZE" if name == "_C" else "WIREFRAME_CUDA"
-                    if os.environ.get(wanted) == "1":
+                    wanted, demanded = settings.demands(name)
+                    if demanded:
                         failed.append(f"{wanted}=1, and wireframe.{name} is not built: {problem}")
         _write(target / INFO["note_name"](), json.dumps(notes, indent=1) + "\n")
         if failed:
@@ -190,8 +194,9 @@ def _write(path: Path, text: str) -> None:
 
 def _build(name: str, settings: Settings, folder: Path, parallel: int | None) -> tuple[Path, dict]:
     """Compiles one module; its file and what its note says."""
-    if os.name != "posix":
-        raise NotBuilt("only Linux and macOS are built for so far")
+    # The exports are a version script, which other systems' linkers do not take.
+    if sys.platform != "linux":
+        raise NotBuilt(f"only Linux is built for so far, this is {sys.platform}")
     if name == "_C_cuda" and (settings.cuda is False or settings.sanitize):
         raise NotBuilt("switched off by WIREFRAME_" + ("CUDA=0" if settings.cuda is False else "SANITIZE=1"))
     sources = INFO["files"](CSRC, INFO["SOURCES"][name])

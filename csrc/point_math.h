@@ -1,4 +1,4 @@
-// What one point, pixel or hash needs, written once for the CPU and the GPU.
+// What one point, pixel or hash needs, written once for the CPU and the GPU. (One exception: project().)
 //
 // Both compile this file without contraction (-ffp-contract=off, -fmad=false). The arithmetic is double, in the order
 // written, with + - * / sqrt and rint alone; the NumPy reference (wireframe/depth.py, voting.py, normalisation.py) does
@@ -37,22 +37,6 @@ WIREFRAME_HD uint64_t stream_key(uint64_t seed, uint64_t scene, uint64_t stream)
 
 // Injective in the index: two positions of one stream never tie.
 WIREFRAME_HD uint64_t hash64(uint64_t key, uint64_t index) { return mix(key + (index + 1) * kGolden); }
-
-// Where the count-th smallest of n uniform hashes (0 < count < n) lies, give or take eight standard deviations: hardly
-// ever at or below `low` or above `high`, which is to be checked all the same.
-struct HashBounds {
-  uint64_t low, high;
-};
-
-WIREFRAME_HD uint64_t hash_quantile(double share) {
-  // The largest double below 2^64, times a share below 1, fits.
-  return share <= 0.0 ? 0 : share < 1.0 ? uint64_t(share * 18446744073709549568.0) : ~uint64_t(0);
-}
-
-WIREFRAME_HD HashBounds hash_bounds(int64_t count, int64_t n) {
-  const double margin = 8.0 * sqrt(double(count)) + 16.0;
-  return {hash_quantile((double(count) - margin) / double(n)), hash_quantile((double(count) + margin) / double(n))};
-}
 
 // ---- Views ----
 
@@ -107,6 +91,8 @@ struct Pixel {
   bool inside;
 };
 
+// The GPU's. On the CPU Sight (cpu/sight.h) finds the pixel in a way that vectors can run. Both are held to the
+// reference: this by tests/test_cuda_emulation.py, that by tests/test_native_fusion.py.
 WIREFRAME_HD Pixel project(const Camera& camera, double x, double y, double z, int64_t height, int64_t width) {
   const Projection seen = project_exactly(camera, x, y, z);
   Pixel pixel = {0, 0, seen.depth, seen.inside(height, width)};
@@ -188,8 +174,8 @@ struct LabelTables {
   WIREFRAME_HD bool excluded(int gestalt) const { return data[1536 + gestalt] != 0; }
 };
 
-// Distinct votes and their counts. The tables name 28 gestalt classes and 17 occluders, so 64 places suffice; the
-// bindings refuse tables with more.
+// Distinct votes and their counts. The tables name 28 gestalt classes and 17 occluders, so 64 places suffice:
+// the CPU's bindings refuse tables with more, CUDA's get wireframe.voting.LABEL_TABLES alone.
 constexpr int kMaxDistinct = 64;
 
 struct Tally {
@@ -320,32 +306,9 @@ WIREFRAME_HD void centre_of_box(const double* low, const double* high, float* ce
   *scale = float(diagonal > kMinScale ? diagonal : kMinScale);
 }
 
-// ---- Order ----
+// ---- Priority sampling ----
 
-// A number whose unsigned order is the order of the doubles (-0 below +0; no NaN).
-WIREFRAME_HD uint64_t ordered_bits(double value) {
-  uint64_t bits;
-#if defined(__CUDA_ARCH__)
-  bits = uint64_t(__double_as_longlong(value));
-#else
-  static_assert(sizeof bits == sizeof value, "double has 64 bits");
-  __builtin_memcpy(&bits, &value, sizeof bits);
-#endif
-  return bits >> 63 ? ~bits : bits | (1ull << 63);
-}
-
-WIREFRAME_HD double from_ordered_bits(uint64_t ordered) {
-  const uint64_t bits = ordered >> 63 ? ordered & ~(1ull << 63) : ~ordered;
-#if defined(__CUDA_ARCH__)
-  return __longlong_as_double((long long)bits);
-#else
-  double value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-#endif
-}
-
-// Quotas of priority sampling: what one source lacks goes to the other.
+// Quotas: what one source lacks goes to the other.
 struct Quotas {
   int64_t colmap, depth;
 };

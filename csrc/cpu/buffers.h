@@ -28,15 +28,18 @@ struct Span {
 
 namespace detail {
 
+// One type code, of this processor's byte order: these modules are for little-endian processors.
 template <class T>
 bool same_type(const py::buffer_info& info) {
   using U = std::remove_const_t<T>;
-  if (info.itemsize != py::ssize_t(sizeof(U)) || info.format.empty()) return false;
-  const char code = info.format.back();
-  if (std::is_same_v<U, bool>) return code == '?';
-  if (std::is_floating_point_v<U>) return code == 'f' || code == 'd';
-  const std::string codes = std::is_signed_v<U> ? "bhilq" : "BHILQ";
-  return codes.find(code) != std::string::npos;
+  const std::string& format = info.format;
+  const size_t code = !format.empty() && std::string("@=<").find(format[0]) != std::string::npos ? 1 : 0;
+  if (info.itemsize != py::ssize_t(sizeof(U)) || format.size() != code + 1) return false;
+  const std::string codes = std::is_same_v<U, bool>       ? "?"
+                            : std::is_floating_point_v<U> ? "fd"
+                            : std::is_signed_v<U>         ? "bhilq"
+                                                          : "BHILQ";
+  return codes.find(format[code]) != std::string::npos;
 }
 
 template <class T>
@@ -82,13 +85,15 @@ Span<T> span(const py::object& object, const char* name, std::initializer_list<i
 }
 
 // The bindings of each file, called by module.cpp.
+void bind_centre(py::module_& module);
 void bind_colors(py::module_& module);
 void bind_depth(py::module_& module);
 void bind_farthest(py::module_& module);
+void bind_mask(py::module_& module);
 void bind_merge(py::module_& module);
 void bind_points3d(py::module_& module);
-void bind_sampling(py::module_& module);
-void bind_views(py::module_& module);
+void bind_priority(py::module_& module);
+void bind_vote(py::module_& module);
 void bind_voxels(py::module_& module);
 
 }  // namespace wireframe

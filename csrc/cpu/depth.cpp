@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "hash_bounds.h"
 #include "pool.h"
 #include "view_table.h"
 
@@ -171,13 +172,12 @@ uint64_t nth_hash(const std::vector<Candidate>& candidates, int64_t count, uint6
 
 // The `count` candidates with the smallest hashes, in row-major order.
 std::vector<Candidate> choose(Candidates candidates, int64_t count, uint64_t key) {
-  constexpr uint64_t everything = std::numeric_limits<uint64_t>::max();
   if (count == 0) return {};
   const int64_t n = candidates.count();
-  if (n <= count) return candidates.below(key, everything, n);
+  if (n <= count) return candidates.below(key, kEverything, n);
   const HashBounds bounds = hash_bounds(count, n);
   std::vector<Candidate> found = candidates.below(key, bounds.high, count + count / 8);
-  if (int64_t(found.size()) < count) found = candidates.below(key, everything, n);
+  if (int64_t(found.size()) < count) found = candidates.below(key, kEverything, n);
   const uint64_t bound = nth_hash(found, count, bounds.low);
   const auto too_many = [&](const Candidate& c) { return c.hash > bound; };
   found.erase(std::remove_if(found.begin(), found.end(), too_many), found.end());

@@ -10,10 +10,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "avx2.h"
 #include "buffers.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define WIREFRAME_AVX2 __attribute__((target("avx2")))
+#ifdef WIREFRAME_AVX2
 #include <immintrin.h>
 #endif
 
@@ -239,7 +239,7 @@ struct Portable {
 };
 
 #ifdef WIREFRAME_AVX2
-// The same operations on four doubles at once. No FMA, which rounds otherwise: the target names avx2 alone.
+// The same operations on four doubles at once.
 struct Avx2 {
   WIREFRAME_AVX2 static Farthest take(Tree& tree, const Leaf& leaf, const double* s) {
     const size_t begin = size_t(leaf.begin);
@@ -381,7 +381,7 @@ void farthest_point_sample(const py::object& xyz_object, int64_t start, const py
   for (int64_t i = 0; i < xyz.size; ++i) finite &= std::isfinite(xyz[i]);
   if (!finite) throw std::invalid_argument("xyz must be finite");
 #ifdef WIREFRAME_AVX2
-  if (vector && __builtin_cpu_supports("avx2")) return sample<Avx2>(xyz.data, n, start, out.size, out.data);
+  if (vector && has_avx2()) return sample<Avx2>(xyz.data, n, start, out.size, out.data);
 #endif
   static_cast<void>(vector);
   sample<Portable>(xyz.data, n, start, out.size, out.data);

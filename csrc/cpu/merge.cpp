@@ -120,7 +120,9 @@ class Merger {
 void check(const Span<const double>& vertices, const Span<const int64_t>& edges) {
   for (int64_t i = 0; i < vertices.size; ++i) {
     // Written so that NaN is refused.
-    if (!(std::fabs(vertices[i]) <= kMaxCoordinate)) throw std::invalid_argument("vertices must be finite");
+    if (!(std::fabs(vertices[i]) <= kMaxCoordinate)) {
+      throw std::invalid_argument("vertices must be finite and at most 1e150 in size");
+    }
   }
   for (int64_t i = 0; i < edges.size; ++i) {
     if (edges[i] < 0 || edges[i] >= vertices.shape(0)) throw std::invalid_argument("edges must name vertices");

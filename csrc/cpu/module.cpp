@@ -17,12 +17,14 @@ PYBIND11_MODULE(_C, module) {
   module.attr("sources") = WIREFRAME_SOURCES;
   module.attr("compiler") = WIREFRAME_COMPILER;
   module.attr("sanitized") = bool(WIREFRAME_SANITIZED);
+  wireframe::bind_centre(module);
   wireframe::bind_colors(module);
   wireframe::bind_depth(module);
   wireframe::bind_farthest(module);
+  wireframe::bind_mask(module);
   wireframe::bind_merge(module);
   wireframe::bind_points3d(module);
-  wireframe::bind_sampling(module);
-  wireframe::bind_views(module);
+  wireframe::bind_priority(module);
+  wireframe::bind_vote(module);
   wireframe::bind_voxels(module);
 }

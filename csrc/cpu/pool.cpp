@@ -23,7 +23,6 @@ struct Job {
   std::mutex mutex;
   std::condition_variable finished;
   int64_t done = 0;
-  int64_t failed_chunk = -1;
   std::exception_ptr failure;
 
   void work() {
@@ -33,7 +32,7 @@ struct Job {
         (*body)(chunk);
       } catch (...) {
         std::lock_guard<std::mutex> lock(mutex);
-        if (failed_chunk < 0 || chunk < failed_chunk) failed_chunk = chunk, failure = std::current_exception();
+        if (!failure) failure = std::current_exception();
       }
     }
     std::lock_guard<std::mutex> lock(mutex);
@@ -49,7 +48,8 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       while (started_ < helpers && start_one()) {
       }
-      for (int i = 0; i < helpers; ++i) waiting_.push_back(job);
+      // No more than there are to take them: the rest would wait for ever.
+      waiting_.insert(waiting_.end(), size_t(std::min(helpers, started_)), job);
     }
     wake_.notify_all();
     job->work();

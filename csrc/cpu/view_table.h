@@ -20,33 +20,39 @@ static_assert(sizeof(ViewRow) == 8 * sizeof(int64_t), "a row of the table is eig
 
 namespace detail {
 
+// Whether a map ends within the `size` elements of all; begin is within them.
 inline bool fits(int64_t height, int64_t width, int64_t begin, int64_t size) {
   constexpr int64_t most = int64_t(1) << 31;
-  return height < most && width < most && begin >= 0 && begin <= size && height * width <= size - begin;
+  return height < most && width < most && height * width <= size - begin;
 }
 
 }  // namespace detail
 
-// labels, depth: elements of the maps (0 where the operation does not read them and `reads_*` is false).
+// labels, depth: elements of the maps (0 where the operation does not read them and `reads_*` is false). The maps follow
+// one another, those without a pixel too: maps that overlapped would be written by several threads at once.
 inline ViewTable view_table(const py::object& views, int64_t scenes, bool reads_labels, int64_t labels, bool reads_depth,
                             int64_t depth) {
   ViewTable table{span<const int64_t>(views, "views", {kAny, 8}), 0};
   table.size = table.rows.shape(0);
-  int64_t scene = 0;
+  int64_t scene = 0, next_labels = 0, next_depth = 0;
   for (int64_t v = 0; v < table.size; ++v) {
     const ViewRow& row = table[v];
     const bool sized = row.height > 0 && row.width > 0 && row.depth_height >= 0 && row.depth_width >= 0 &&
                        (row.depth_height > 0) == (row.depth_width > 0) && row.index >= 0;
-    const bool placed = (!reads_labels || detail::fits(row.height, row.width, row.labels, labels)) &&
-                        (!reads_depth || detail::fits(row.depth_height, row.depth_width, row.depth, depth));
+    const bool placed = sized && (!reads_labels || detail::fits(row.height, row.width, next_labels, labels)) &&
+                        (!reads_depth || detail::fits(row.depth_height, row.depth_width, next_depth, depth));
+    const bool follows = (!reads_labels || row.labels == next_labels) && (!reads_depth || row.depth == next_depth);
     const bool ordered = row.scene >= scene && row.scene < scenes;
-    if (!sized || !placed || !ordered) {
+    if (!sized || !placed || !follows || !ordered) {
       throw std::invalid_argument("views: row " + std::to_string(v) +
-                                  (!sized    ? " has an impossible size or index"
-                                   : !placed ? " lies outside the maps"
-                                             : " names a scene out of order or outside the batch"));
+                                  (!sized     ? " has an impossible size or index"
+                                   : !placed  ? " lies outside the maps"
+                                   : !follows ? " does not begin where the maps before it end"
+                                              : " names a scene out of order or outside the batch"));
     }
     scene = row.scene;
+    if (reads_labels) next_labels += row.height * row.width;
+    if (reads_depth) next_depth += row.depth_height * row.depth_width;
   }
   return table;
 }

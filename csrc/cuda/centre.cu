@@ -2,6 +2,7 @@
 #include "block.cuh"
 #include "fill.h"
 #include "operations.h"
+#include "ordered_bits.cuh"
 #include "ranks.cuh"
 #include "select.cuh"
 

@@ -3,6 +3,7 @@
 #include "block.cuh"
 #include "fill.h"
 #include "operations.h"
+#include "ordered_bits.cuh"
 
 namespace wireframe {
 namespace {
