@@ -188,7 +188,7 @@ def _replace(source: Path, target: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Writes the file unless it holds the text already: its time decides what ninja compiles."""
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         path.write_text(text)
 
 
@@ -332,7 +332,10 @@ def _what_failed(text: str) -> str:
 
 def _compiler() -> tuple[str, str]:
     """The C++ compiler as a command and as name and version."""
-    words = shlex.split(os.environ.get("CXX", ""))
+    try:
+        words = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as problem:
+        raise NotBuilt(f"CXX is no command: {problem}") from None
     candidates = [words] if words else [["g++"], ["c++"], ["clang++"]]
     for words in candidates:
         if shutil.which(words[0]):

@@ -85,7 +85,15 @@ def naming(op: str) -> Iterator[None]:
 
 
 def signed64(value: int) -> int:
-    """``value`` modulo 2^64 as an int64, the only integer that an operator schema takes."""
+    """A seed modulo 2^64 as an int64, the only integer that an operator schema takes.
+
+    Raises:
+        TypeError: not an integer.
+    """
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, not {type(value).__name__}") from None
     return ((value + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
 
 

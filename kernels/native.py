@@ -34,13 +34,13 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 
 
 def _in_checkout() -> bool:
-    return (_CSRC / "point_math.h").is_file()
+    return _CSRC.is_dir()
 
 
 def _why_missing(name: str, problem: ImportError) -> str:
     said = note(name)
     if said and not said["built"]:
-        return f"wireframe.{name} is not built: {said['reason']}"
+        return f"wireframe.{name} is not built: {said.get('reason', 'its note does not say why')}"
     if not isinstance(problem, ModuleNotFoundError):
         return f"wireframe.{name} does not import ({problem})"
     how = "pip install -e ." if _in_checkout() else "pip install --force-reinstall --no-deps wireframe"
@@ -50,9 +50,10 @@ def _why_missing(name: str, problem: ImportError) -> str:
 def note(name: str) -> dict:
     """What the last build said of module ``name``: built, compiler or reason, log. Empty where there was none."""
     try:
-        return json.loads((_PACKAGE / build_info.note_name()).read_text())[name]
-    except (OSError, ValueError, KeyError):
+        said = json.loads((_PACKAGE / build_info.note_name()).read_text())[name]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return said if isinstance(said, dict) and "built" in said else {}
 
 
 def problem(name: str = "_C") -> str | None:

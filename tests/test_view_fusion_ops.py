@@ -177,6 +177,19 @@ def test_numbers_beyond_any_array_are_taken_for_all_there_is(impl, big):
         ops.house_mask(batch, threads=1.5, impl=impl)
 
 
+@pytest.mark.parametrize("seed", [np.int64(-5), np.uint64(2**63), np.int32(7), torch.tensor(3), True, 2**70 + 1])
+def test_any_integer_is_a_seed(seed):
+    scene = random_scene(1)
+    for impl in ("reference", "native"):
+        points = fuse_views(scene, 40, seed, impl=impl)
+        assert_same(points, fuse_views(scene, 40, int(seed), impl=impl))
+        for sampler in ("priority", "fps"):
+            got = sample_points(points, 32, seed, sampler=sampler, impl=impl)
+            assert_same(got, sample_points(points, 32, int(seed), sampler=sampler, impl=impl))
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        fuse_views(scene, 40, 1.5)
+
+
 def test_an_explicit_choice_that_cannot_run_is_refused(monkeypatch):
     batch = SceneBatch.from_scenes(mixed_scenes()[:1])
     with pytest.raises(ImplementationError, match="house_mask: impl 'triton'"):

@@ -23,6 +23,8 @@ def sample_scenes(
 
     On a GPU nothing here waits for the device after the first call: no size depends on what the votes say.
 
+    It uses torch's own operations too, whose thread pool does not survive ``os.fork``: start workers by spawn.
+
     Args:
         batch: B scenes, ``SceneBatch.from_scenes(scenes).to(device)``.
         num_points: T. seed, depth_points_per_view, zbuffer, impl, threads: as in ``fuse_views`` and ``sample_points``.

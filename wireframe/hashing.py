@@ -8,6 +8,7 @@ the synthetic scenes comes from here, so the same scene gives the same bits in a
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import numpy as np
 
@@ -39,10 +40,13 @@ def _mix_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _key(seed: int, scene: int, stream: int) -> int:
-    key = _mix_int((seed + _GOLDEN) & _MASK)
-    key = _mix_int(((key ^ scene) + _GOLDEN) & _MASK)
-    return _mix_int(((key ^ stream) + _GOLDEN) & _MASK)
+def _key(*parts: int) -> int:
+    """Folds seed, scene and stream, each modulo 2^64, into one key."""
+    key = 0
+    for part in parts:
+        # NumPy's integers would overflow.
+        key = _mix_int(((key ^ (operator.index(part) & _MASK)) + _GOLDEN) & _MASK)
+    return key
 
 
 def hash64(seed: int, scene: int, stream: int, index: np.ndarray) -> np.ndarray:
@@ -54,7 +58,7 @@ def hash64(seed: int, scene: int, stream: int, index: np.ndarray) -> np.ndarray:
     """
     x = np.asarray(index).astype(np.uint64)
     with np.errstate(over="ignore"):
-        x = np.uint64(_key(seed & _MASK, scene & _MASK, stream & _MASK)) + (x + np.uint64(1)) * np.uint64(_GOLDEN)
+        x = np.uint64(_key(seed, scene, stream)) + (x + np.uint64(1)) * np.uint64(_GOLDEN)
         x ^= x >> np.uint64(30)
         x *= np.uint64(0xBF58476D1CE4E5B9)
         x ^= x >> np.uint64(27)
@@ -84,4 +88,4 @@ def uniform(seed: int, scene: int, stream: int, n: int) -> np.ndarray:
 
 def generator(seed: int, scene: int, stream: int) -> np.random.Generator:
     """A NumPy generator keyed like ``hash64``, for code that wants many kinds of draws in a fixed order."""
-    return np.random.Generator(np.random.Philox(key=_key(seed & _MASK, scene & _MASK, stream & _MASK)))
+    return np.random.Generator(np.random.Philox(key=_key(seed, scene, stream)))
