@@ -387,3 +387,10 @@ def test_hub_paths_go_through_the_hub_file_system(monkeypatch):
     assert_same_scene(read_scene(next(rows)), read_scene(raw_row(4)))
     with pytest.raises(ShardError, match=r"1\.tar: cannot be opened \(gated repository\)"):
         next(rows)
+
+
+def test_every_shard_that_breaks_off_is_named(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.tar").write_bytes(b"P" * 100)
+    with pytest.raises(ShardError, match=r"a\.tar.*truncated.*; 2 more broke off: b\.tar, c\.tar$"):
+        list(iter_rows(tmp_path))

@@ -76,8 +76,8 @@ def iter_rows(source: str | os.PathLike | BinaryIO, limit: int | None = None) ->
 
     Raises:
         ShardError: after all complete samples of all shards have been yielded, where a shard is truncated, corrupt
-            or unreadable; it names the first such shard and the last good key in it. The sample that a shard breaks
-            off in is not yielded. Also where the source has members and none of them is recognised.
+            or unreadable; it names the first such shard, the last good key in it, and the other such shards. The
+            sample that a shard breaks off in is not yielded. Also where the source has members and none of them is recognised.
     """
     count, strange = 0, None
     if limit is not None and limit <= 0:
@@ -101,15 +101,17 @@ def iter_samples(source: str | os.PathLike | BinaryIO) -> Iterator[RawSample]:
     if hasattr(source, "read"):
         yield from _samples_of_file(source, str(getattr(source, "name", "<file object>")))
         return
-    first_error: ShardError | None = None
+    broken: list[tuple[str, ShardError]] = []
     for shard in list_shards(source):
         try:
             with _open(shard) as file:
                 yield from _samples_of_file(file, shard)
         except ShardError as error:
-            first_error = first_error or error
-    if first_error is not None:
-        raise first_error
+            broken.append((shard, error))
+    if broken:
+        (_, first), *others = broken
+        more = ", ".join(os.path.basename(shard) for shard, _ in others[:8]) + (", ..." if len(others) > 8 else "")
+        raise ShardError(f"{first}; {len(others)} more broke off: {more}") if others else first
 
 
 def _open(shard: str) -> Any:
