@@ -77,7 +77,8 @@ def iter_rows(source: str | os.PathLike | BinaryIO, limit: int | None = None) ->
     Raises:
         ShardError: after all complete samples of all shards have been yielded, where a shard is truncated, corrupt
             or unreadable; it names the first such shard, the last good key in it, and the other such shards. The
-            sample that a shard breaks off in is not yielded. Also where the source has members and none of them is recognised.
+            sample that a shard breaks off in is not yielded. Also where the source has members and none of them is
+            recognised.
     """
     count, strange = 0, None
     if limit is not None and limit <= 0:
