@@ -98,12 +98,13 @@ def _reading_groups(scene: Scene, rivals: _Rivals) -> Iterator[list[Case]]:
     gestalt = scene.views[0].gestalt
     image = torch.from_numpy(ids_to_colors(np.minimum(gestalt, len(GESTALT_NAMES) - 1), "gestalt"))
     yield rivals.op("colors_to_ids", f"{image.shape[1]} x {image.shape[0]}", image, "gestalt")
-    text, lines = points3d_text(scene.points), f"{len(scene.points)} lines"
+    for digits in (17, 7):
+        text, shape = points3d_text(scene.points, digits), f"{len(scene.points)} lines, {digits} digits"
 
-    def loadtxt() -> np.ndarray:
-        return np.loadtxt(io.BytesIO(text), usecols=(1, 2, 3), dtype=np.float64)
+        def loadtxt(text: bytes = text) -> np.ndarray:
+            return np.loadtxt(io.BytesIO(text), usecols=(1, 2, 3), dtype=np.float64)
 
-    yield [*rivals.op("parse_points3d", lines, text), Case("parse_points3d", "np.loadtxt", lines, loadtxt)]
+        yield [*rivals.op("parse_points3d", shape, text), Case("parse_points3d", "np.loadtxt", shape, loadtxt)]
 
 
 def _subset_groups(xyz: torch.Tensor, num_points: int, rivals: _Rivals) -> Iterator[list[Case]]:
@@ -135,11 +136,11 @@ def merge_group(scene: Scene, count: int) -> list[Case]:
     ]  # fmt: skip
 
 
-def points3d_text(points: np.ndarray) -> bytes:
-    """points3D.txt with a track of three images a point, as COLMAP writes it."""
+def points3d_text(points: np.ndarray, digits: int) -> bytes:
+    """points3D.txt with a track of three images a point; COLMAP writes 17 digits, ``make_scene`` about 7."""
     lines = ["# 3D point list with one line of data per point:"]
     lines += [
-        f"{i} {x:.17g} {y:.17g} {z:.17g} 120 96 80 0.7312 {i % 7} {i} {i % 5} {i + 1} 3 {i + 2}"
+        f"{i} {x:.{digits}g} {y:.{digits}g} {z:.{digits}g} 120 96 80 0.7312 {i % 7} {i} {i % 5} {i + 1} 3 {i + 2}"
         for i, (x, y, z) in enumerate(points.astype(np.float64).tolist())
     ]
     return "\n".join(lines).encode()

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -125,6 +126,26 @@ def test_several_python_threads_at_once_give_the_same_bits():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_a_native_call_leaves_the_gil_to_others():
+    cloud = np.random.default_rng(0).random((100_000, 3), dtype=np.float32)
+    module, chosen, ticks, call = native.module(), np.empty(50_000, np.int64), [], []
+
+    def work():
+        call.append(time.perf_counter())
+        module.farthest_point_sample(cloud, 0, chosen)
+        call.append(time.perf_counter())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        ticks.append(time.perf_counter())
+    # A call that kept it would be one gap as long as the call.
+    gaps = np.diff([call[0], *(tick for tick in ticks if call[0] < tick < call[1]), call[1]])
+    assert call[1] - call[0] > 0.03
+    assert gaps.max() < 0.5 * gaps.sum()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

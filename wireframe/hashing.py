@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,6 +33,11 @@ def depth_pixels(view: int) -> int:
 def scene_key(order_id: str) -> int:
     """The first 8 bytes, big-endian, of the SHA-256 of the scene's id in UTF-8."""
     return int.from_bytes(hashlib.sha256(order_id.encode()).digest()[:8], "big")
+
+
+def key_bits(order_ids: Sequence[str]) -> np.ndarray:
+    """int64 [B], the bits of every scene's key: tensors know no uint64 that operations take."""
+    return np.array([scene_key(order_id) for order_id in order_ids], dtype=np.uint64).view(np.int64)
 
 
 def _mix_int(x: int) -> int:

@@ -110,7 +110,8 @@ def sample_points(
     arrays = (points.xyz, points.source, points.group_id)
     xyz, source, group_id = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     everything = torch.from_numpy(np.ones(len(points), dtype=bool))
-    one_scene = (everything, torch.tensor([0, len(points)]), _key(points.order_id))
+    keys = torch.from_numpy(hashing.key_bits([points.order_id]))
+    one_scene = (everything, torch.tensor([0, len(points)]), keys)
     how = {"impl": impl, "threads": threads}
     centers, scales = ops.centre_and_scale(xyz, source, *one_scene, seed, **how)
     if sampler == "priority":
@@ -143,12 +144,6 @@ def _spread(points: LabelledPoints, num_points: int, seed: int, sampler: str, ho
             later = np.ones(len(index), dtype=bool)
             later[ops.voxel_sample(xyz, VOXEL_SIZE, torch.from_numpy(rank), **how).numpy()] = False
             yield index[np.lexsort((rank, later))[:take]]
-
-
-def _key(order_id: str):
-    import torch
-
-    return torch.from_numpy(np.array([hashing.scene_key(order_id)], dtype=np.uint64).view(np.int64))
 
 
 def _sampled(

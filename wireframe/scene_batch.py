@@ -92,7 +92,6 @@ class SceneBatch:
                 row[5:7] = depth_map.shape
         table[1:, 4] = np.cumsum(table[:-1, 2] * table[:-1, 3])
         table[1:, 7] = np.cumsum(table[:-1, 5] * table[:-1, 6])
-        keys = np.array([hashing.scene_key(scene.order_id) for scene in scenes], dtype=np.uint64)
         views_of = _offsets([len(scene.views) for scene in scenes])
         points_of = _offsets([len(scene.points) for scene in scenes])
         return cls(
@@ -104,7 +103,7 @@ class SceneBatch:
             R=_flat([view.R for _, view in views], np.float32).reshape(-1, 3, 3),
             t=_flat([view.t for _, view in views], np.float32).reshape(-1, 3),
             points=_flat([scene.points for scene in scenes], np.float32).reshape(-1, 3),
-            keys=torch.from_numpy(keys.view(np.int64)),
+            keys=torch.from_numpy(hashing.key_bits([scene.order_id for scene in scenes])),
             view_offsets=torch.tensor(views_of),
             point_offsets=torch.tensor(points_of),
             views_of=views_of,
