@@ -6,6 +6,8 @@ An explicit choice is obeyed or refused, never replaced; only ``impl="auto"`` le
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from types import ModuleType
 
 from wireframe.errors import WireframeError
@@ -26,16 +28,23 @@ BUILT = {
     "farthest_point_sample": ("native", "reference"),
     "voxel_sample": ("native", "reference"),
     "merge_vertices": ("native", "reference"),
-    "qk_norm_attention": ("reference",),
-    "sinkhorn": ("reference",),
-    "segment_cost": ("reference",),
-    "segment_matching": ("reference",),
+    "qk_norm_attention": ("triton", "reference"),
+    "sinkhorn": ("triton", "reference"),
+    "segment_cost": ("triton", "reference"),
+    "segment_matching": ("triton", "reference"),
 }
 
 # What "native" runs on a CUDA device; the other operations bring such tensors to the CPU and back.
 NATIVE_ON_CUDA = (
     "house_mask", "clip_limits", "depth_points", "vote_labels", "point_tiers", "centre_and_scale", "priority_sample",
 )
+
+# The model's operations: differentiable, on whatever device their inputs are.
+MODEL_OPS = tuple(op for op, built in BUILT.items() if "triton" in built)
+
+# Triton reads it when a kernel is decorated, so what it says at the first import holds for the process.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 _WORDS = {
     ("native", "cpu"): "C++", ("native", "cuda"): "CUDA",
@@ -47,11 +56,12 @@ class ImplementationError(WireframeError, RuntimeError):
     """The implementation that the caller named cannot run."""
 
 
-def choose(op: str, impl: str, device: str = "cpu") -> str:
+def choose(op: str, impl: str, device: str = "cpu", triton_limit: str | None = None) -> str:
     """The name of the implementation of ``op`` to run for the caller's ``impl``.
 
     Args:
         device: type of the device that holds the inputs.
+        triton_limit: why these inputs are beyond the Triton kernels, None where they are not.
 
     Raises:
         ValueError: ``impl`` is not one of ``NAMES``.
@@ -61,12 +71,16 @@ def choose(op: str, impl: str, device: str = "cpu") -> str:
         raise ValueError(f"{op}: unknown impl {impl!r}; choose one of {', '.join(NAMES)}")
     built = BUILT[op]
     if impl == "auto":
-        return next(name for name in built if _problem(op, name, device) is None)
+        # The interpreter is there to test kernels, not to compute with.
+        usable = [name for name in built if name != "triton" or (device == "cuda" and triton_limit is None)]
+        return next(name for name in usable if _problem(op, name, device) is None)
     if impl not in built:
         raise ImplementationError(
             f"{op}: impl {impl!r} is not built into this version; available: {', '.join(built)}, or 'auto'"
         )
     problem = _problem(op, impl, device)
+    if problem is None and impl == "triton":
+        problem = triton_limit
     if problem is not None:
         raise ImplementationError(f"{op}: impl {impl!r} cannot run: {problem}")
     return impl
@@ -74,8 +88,10 @@ def choose(op: str, impl: str, device: str = "cpu") -> str:
 
 def _problem(op: str, name: str, device: str) -> str | None:
     """Why implementation ``name`` of ``op`` cannot run on the device, None where it can."""
-    if name != "native":
+    if name == "reference":
         return None
+    if name == "triton":
+        return _triton_problem(device)
     from wireframe.kernels import native
 
     if device == "cpu" or op not in NATIVE_ON_CUDA:
@@ -83,6 +99,23 @@ def _problem(op: str, name: str, device: str) -> str | None:
     if device == "cuda":
         return native.problem("_C_cuda")
     return f"it has no native implementation for {device} tensors"
+
+
+def _triton_problem(device: str) -> str | None:
+    if not _TRITON_INSTALLED:
+        return "triton is not installed; run: pip install triton"
+    if device == "cpu":
+        return None if INTERPRETED else "its tensors are on the CPU; move them to a GPU, or set TRITON_INTERPRET=1"
+    if device != "cuda":
+        return f"it has no Triton kernels for {device} tensors"
+    if INTERPRETED:
+        return "TRITON_INTERPRET is set, and interpreted kernels run on CPU tensors alone"
+    import torch
+
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"its kernels need compute capability 8.0, and the GPU has {major}.{minor}"
 
 
 def fusion_module(impl: str, device: str) -> ModuleType:
@@ -98,11 +131,14 @@ def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
         devices: the types of the devices to say it for; those that the operation has no implementation for are left
             out.
     """
-    if BUILT[op] == ("reference",):
-        return [f"{op}: reference (PyTorch): no other implementation is built into this version"]
     lines = []
     for device in devices:
-        if device == "cpu":
+        if op in MODEL_OPS:
+            chosen = choose(op, "auto", device)
+            line = f"{op} on {device} tensors: {'Triton' if chosen == 'triton' else 'reference (PyTorch)'}"
+            problem = _triton_problem(device)
+            lines.append(f"{line}; not triton: {problem}" if problem else line)
+        elif device == "cpu":
             lines.append(f"{op}: {_choice(op, device)}")
         elif op in NATIVE_ON_CUDA:
             lines.append(f"{op} on {device} tensors: {_choice(op, device)}")

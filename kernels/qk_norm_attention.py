@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
 from wireframe.kernels.reference import qk_norm_attention_reference
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_HEAD_DIMS = (32, 64, 128)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> None:
@@ -30,6 +35,100 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor 
             f"qk_norm_attention: key_mask must be bool {list(k.shape[:2])}, "
             f"got {key_mask.dtype} {list(key_mask.shape)}"
         )
+
+
+def _triton_limit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernels do not take these inputs, None where they do."""
+    if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        return f"q, k and v must share bfloat16, float16 or float32, got {q.dtype}, {k.dtype}, {v.dtype}"
+    if q.shape[3] not in _HEAD_DIMS:
+        return f"the head dimension must be 32, 64 or 128, got {q.shape[3]}"
+    return None
+
+
+# The schema is inferred from the annotations, and torch < 2.9 knows Optional alone.
+@torch.library.custom_op("wireframe::qk_norm_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Optional[Tensor]  # noqa: UP045
+) -> tuple[Tensor, Tensor]:
+    """(out [B, Nq, H, D], log-sum-exp in base 2, float32 [B, Hkv, Nq * G]) by the Triton kernels."""
+    from wireframe.kernels.launch import architecture, run
+    from wireframe.kernels.qk_norm_attention_forward import plan_forward
+
+    out, lse = _empty_outputs(q, k)
+    if k.shape[1] == 0:
+        return out.zero_(), lse.zero_()
+    with torch.cuda.device_of(q):
+        run(plan_forward(_rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, architecture(q.device)))
+    return out, lse
+
+
+def _empty_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _ = q.shape
+    kv_heads = k.shape[2]
+    return (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(batch, kv_heads, queries * (heads // kv_heads), dtype=torch.float32, device=q.device),
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with neighbouring elements of a head vector side by side; the kernels take every other stride as it is."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _scales(log_scale: Tensor) -> Tensor:
+    return log_scale.detach().float().contiguous()
+
+
+@_forward.register_fake
+def _(q, k, v, log_scale, key_mask):
+    return _empty_outputs(q, k)
+
+
+@torch.library.custom_op("wireframe::qk_norm_attention_backward", mutates_args=())
+def _backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Optional[Tensor],  # noqa: UP045
+    out: Tensor, lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dq, dk, dv, dlog_scale) by the Triton kernels."""
+    from wireframe.kernels.launch import architecture, run
+    from wireframe.kernels.qk_norm_attention_backward import plan_backward
+
+    dq, dk, dv, dlog_scale = _empty_gradients(q, k, v, log_scale)
+    if q.shape[0] * q.shape[1] * k.shape[1] == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_()
+    total = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
+    with torch.cuda.device_of(q):
+        run(
+            plan_backward(
+                _rows(do), _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, dq, dk, dv, total,
+                architecture(q.device),
+            )  # fmt: skip
+        )
+    return dq, dk, dv, total.to(log_scale.dtype)
+
+
+def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
+    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_scale))
+
+
+@_backward.register_fake
+def _(do, q, k, v, log_scale, key_mask, out, lse):
+    return _empty_gradients(q, k, v, log_scale)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, do: Tensor, _) -> tuple[Tensor | None, ...]:
+    return *_backward(do, *ctx.saved_tensors), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def qk_norm_attention(
@@ -58,5 +157,6 @@ def qk_norm_attention(
         ImplementationError: an explicit ``impl`` that cannot run.
     """
     _check(q, k, v, log_scale, key_mask)
-    run = {"reference": qk_norm_attention_reference}[dispatch.choose("qk_norm_attention", impl)]
-    return run(q, k, v, log_scale, key_mask)
+    if dispatch.choose("qk_norm_attention", impl, q.device.type, _triton_limit(q, k, v)) == "triton":
+        return _forward(q, k, v, log_scale, key_mask)[0]
+    return qk_norm_attention_reference(q, k, v, log_scale, key_mask)

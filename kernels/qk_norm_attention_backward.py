@@ -1,0 +1,253 @@
+"""Backward Triton kernels of attention with L2-normalised queries and keys.
+
+With P_ij = exp(S_ij - lse_i), Delta_i = dO_i . out_i and dS_ij = P_ij (dO_i . v_j - Delta_i):
+
+    dv_j = sum_i P_ij dO_i      dq^_i = s_h sum_j dS_ij k^_j      dk^_j = sum_i s_h dS_ij q^_i
+    dq = (dq^ - q^ (q^ . dq^)) / |q|, or dq^ / 1e-12 where |q| < 1e-12; dk likewise; dlog_scale_h = sum q^ . dq^
+
+Two kernels: one owns BM packed rows (see the forward) and goes over the keys for dq, the other owns BN keys and goes over
+the packed rows of their group for dk and dv. Together they form 7 products where one kernel could do with 5; but that one
+has to add to dq of other programs. Without atomics it would write partial sums of dq, [Nq * G, D] in float32 for every
+group of key blocks: at 256 x 4096, with key blocks of 128, 32 read-modify-writes of 128 KB a head, 16 times what the two
+kernels read. On an RTX 4090 that L2 traffic takes as long as the two products it saves (not measured yet).
+
+Deterministic by construction: every sum belongs to one program and runs in order of its tiles; dlog_scale goes through
+one partial sum a program, added in order by a third launch.
+
+Shapes as in the forward; ``row`` and ``delta`` float32 [B, Hkv, Nq * G] pass the rows' factors from the first kernel to
+the second. float16 cannot hold 1 / |k| and 1 / |q|, so there the two last products take unit vectors rounded once more.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wireframe.kernels import tiles
+from wireframe.kernels.launch import Launch
+from wireframe.kernels.qk_norm_attention_forward import pack_mask, scale_of, strides, unit_factor, valid_keys
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _through_norm(b_x, b_dunit, b_factor):
+    """(dx [N, D], x^ . dx^ [N]) of x^ = x / max(|x|, 1e-12), given dx^ and 1 / max(|x|, 1e-12)."""
+    b_x = b_x.to(tl.float32)
+    b_dot = tl.sum(b_x * b_dunit, 1) * b_factor
+    # Below the clamp the factor is a constant, and there is nothing to project out.
+    b_project = tl.where(b_factor < 1e12, b_dot * b_factor, 0.0)
+    return (b_dunit - b_x * b_project[:, None]) * b_factor[:, None], b_dot
+
+
+@triton.jit
+def _qk_norm_attention_dq_kernel(
+    p_q, p_k, p_v, p_log_scale, p_words, p_out, p_lse, p_do, p_dq, p_row, p_delta, p_partial,
+    num_queries, num_keys, kv_heads, row_blocks, words_per_scene,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+    stride_dob, stride_don, stride_doh,
+    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
+    UNIT_TILES: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    b_hkv = pid // row_blocks
+    b, hkv = (b_hkv // kv_heads).to(tl.int64), b_hkv % kv_heads
+    rows = num_queries * G
+    o_r = (pid % row_blocks) * BM + tl.arange(0, BM)
+    m_r = o_r < rows
+    o_n, o_d = tl.arange(0, BN), tl.arange(0, D)
+    o_query, o_h = o_r // G, hkv * G + o_r % G
+    o_row = b_hkv.to(tl.int64) * rows + o_r
+    # [BM, D]
+    o_q = o_query[:, None] * stride_qn + o_h[:, None] * stride_qh + o_d[None, :]
+    b_q = tl.load(p_q + b * stride_qb + o_q, mask=m_r[:, None], other=0.0)
+    o_do = o_query[:, None] * stride_don + o_h[:, None] * stride_doh + o_d[None, :]
+    b_do = tl.load(p_do + b * stride_dob + o_do, mask=m_r[:, None], other=0.0)
+    o_out = (((b * num_queries + o_query) * kv_heads * G + o_h) * D)[:, None] + o_d[None, :]
+    b_out = tl.load(p_out + o_out, mask=m_r[:, None], other=0.0)
+    b_delta = tl.sum(b_out.to(tl.float32) * b_do.to(tl.float32), 1)
+    b_scale = scale_of(p_log_scale, o_h)
+    b_factor = unit_factor(b_q, 1)
+    b_row = b_factor * (b_scale * _LOG2E)
+    tl.store(p_row + o_row, b_row, mask=m_r)
+    tl.store(p_delta + o_row, b_delta, mask=m_r)
+    b_lse = tl.load(p_lse + o_row, mask=m_r, other=0.0)
+    p_k += b * stride_kb + hkv * stride_kh
+    p_v += b * stride_vb + hkv * stride_vh
+    p_words += b * words_per_scene
+    b_dunit = tl.zeros([BM, D], tl.float32)
+    for n in range(0, num_keys, BN):
+        m_n = valid_keys(p_words, n, o_n, num_keys, MASKED, EVEN, BN)
+        # [BN, D]
+        o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
+        b_k = tl.load(p_k + o_k) if EVEN else tl.load(p_k + o_k, mask=m_n[:, None], other=0.0)
+        o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
+        b_v = tl.load(p_v + o_v) if EVEN else tl.load(p_v + o_v, mask=m_n[:, None], other=0.0)
+        b_key = unit_factor(b_k, 1)
+        # [BM, BN]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+        b_bias = tl.where(m_n, 0.0, float("-inf"))
+        b_s = tl.fma(b_s, b_key[None, :], b_bias[None, :])
+        b_p = tl.exp2(tl.fma(b_s, b_row[:, None], -b_lse[:, None]))
+        b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
+        b_ds = b_p * (b_dp - b_delta[:, None])
+        if UNIT_TILES:
+            b_unit = (b_k.to(tl.float32) * b_key[:, None]).to(b_k.dtype)
+            b_dunit = tl.dot(b_ds.to(b_k.dtype), b_unit, b_dunit, input_precision="ieee")
+        else:
+            b_dunit = tl.dot((b_ds * b_key[None, :]).to(b_k.dtype), b_k, b_dunit, input_precision="ieee")
+    b_dq, b_dot = _through_norm(b_q, b_dunit * b_scale[:, None], b_factor)
+    o_dq = (((b * num_queries + o_query) * kv_heads * G + o_h) * D)[:, None] + o_d[None, :]
+    tl.store(p_dq + o_dq, b_dq.to(p_dq.dtype.element_ty), mask=m_r[:, None])
+    for g in tl.static_range(G):
+        part = tl.sum(tl.where(m_r & (o_r % G == g), b_dot, 0.0), 0)
+        tl.store(p_partial + pid.to(tl.int64) * G + g, part)
+
+
+@triton.jit
+def _qk_norm_attention_dkv_kernel(
+    p_q, p_k, p_v, p_log_scale, p_words, p_lse, p_do, p_row, p_delta, p_dk, p_dv,
+    num_queries, num_keys, kv_heads, key_blocks, words_per_scene,
+    stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+    stride_dob, stride_don, stride_doh,
+    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
+    UNIT_TILES: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    b_hkv = pid // key_blocks
+    b, hkv = (b_hkv // kv_heads).to(tl.int64), b_hkv % kv_heads
+    rows = num_queries * G
+    n = (pid % key_blocks) * BN
+    o_n, o_d = tl.arange(0, BN), tl.arange(0, D)
+    m_n = valid_keys(p_words + b * words_per_scene, n, o_n, num_keys, MASKED, EVEN, BN)
+    # [BN, D]
+    o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
+    b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)
+    o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
+    b_v = tl.load(p_v + b * stride_vb + hkv * stride_vh + o_v, mask=m_n[:, None], other=0.0)
+    b_key = unit_factor(b_k, 1)
+    b_bias = tl.where(m_n, 0.0, float("-inf"))
+    p_q += b * stride_qb
+    p_do += b * stride_dob
+    o_row = b_hkv.to(tl.int64) * rows
+    b_dunit = tl.zeros([BN, D], tl.float32)
+    b_dv = tl.zeros([BN, D], tl.float32)
+    for r in range(0, rows, BM):
+        o_r = r + tl.arange(0, BM)
+        m_r = o_r < rows
+        o_query, o_h = o_r // G, hkv * G + o_r % G
+        # [BM, D]
+        o_q = o_query[:, None] * stride_qn + o_h[:, None] * stride_qh + o_d[None, :]
+        b_q = tl.load(p_q + o_q, mask=m_r[:, None], other=0.0)
+        o_do = o_query[:, None] * stride_don + o_h[:, None] * stride_doh + o_d[None, :]
+        b_do = tl.load(p_do + o_do, mask=m_r[:, None], other=0.0)
+        b_row = tl.load(p_row + o_row + o_r, mask=m_r, other=1.0)
+        b_lse = tl.load(p_lse + o_row + o_r, mask=m_r, other=0.0)
+        b_delta = tl.load(p_delta + o_row + o_r, mask=m_r, other=0.0)
+        # [BN, BM]
+        b_s = tl.fma(tl.dot(b_k, tl.trans(b_q), input_precision="ieee"), b_key[:, None], b_bias[:, None])
+        b_p = tl.exp2(tl.fma(b_s, b_row[None, :], -b_lse[None, :]))
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
+        b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
+        b_ds = b_p * (b_dp - b_delta[None, :])
+        if UNIT_TILES:
+            b_unit = (b_q.to(tl.float32) * unit_factor(b_q, 1)[:, None]).to(b_q.dtype)
+            b_ds *= scale_of(p_log_scale, o_h)[None, :] * _LOG2E
+            b_dunit = tl.dot(b_ds.to(b_q.dtype), b_unit, b_dunit, input_precision="ieee")
+        else:
+            b_dunit = tl.dot((b_ds * b_row[None, :]).to(b_q.dtype), b_q, b_dunit, input_precision="ieee")
+    b_dk, _ = _through_norm(b_k, b_dunit * _LN2, b_key)
+    # Masked keys are written too, as zeros; keys beyond the last are not there.
+    m_store = (n + o_n < num_keys)[:, None]
+    o = (((b * num_keys + n + o_n) * kv_heads + hkv) * D)[:, None] + o_d[None, :]
+    tl.store(p_dk + o, tl.where(m_n[:, None], b_dk, 0.0).to(p_dk.dtype.element_ty), mask=m_store)
+    tl.store(p_dv + o, b_dv.to(p_dv.dtype.element_ty), mask=m_store)
+
+
+@triton.jit
+def _qk_norm_attention_dlog_scale_kernel(
+    p_partial, p_dlog_scale, parts, row_blocks, kv_heads,
+    G: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    # One head a program; its parts lie at [b, hkv, row block, g].
+    h = tl.program_id(0)
+    hkv, g = h // G, h % G
+    b_sum = tl.zeros([PARTS], tl.float32)
+    for start in range(0, parts, PARTS):
+        o_part = start + tl.arange(0, PARTS)
+        o_b, o_block = o_part // row_blocks, o_part % row_blocks
+        o = ((o_b * kv_heads + hkv) * row_blocks + o_block).to(tl.int64) * G + g
+        b_sum += tl.load(p_partial + o, mask=o_part < parts, other=0.0)
+    tl.store(p_dlog_scale + h, tl.sum(b_sum, 0))
+
+
+def plan_backward(
+    do: Tensor,  # [B, Nq, H, D]
+    q: Tensor,  # [B, Nq, H, D]
+    k: Tensor,  # [B, Nk, Hkv, D]
+    v: Tensor,  # [B, Nk, Hkv, D]
+    log_scale: Tensor,  # [H]
+    key_mask: Tensor | None,  # [B, Nk] bool
+    out: Tensor,  # [B, Nq, H, D]
+    lse: Tensor,  # [B, Hkv, Nq * G]
+    dq: Tensor,  # [B, Nq, H, D]
+    dk: Tensor,  # [B, Nk, Hkv, D]
+    dv: Tensor,  # [B, Nk, Hkv, D]
+    dlog_scale: Tensor,  # [H]
+    architecture: int,
+) -> list[Launch]:
+    """The launches that fill ``dq``, ``dk``, ``dv`` and ``dlog_scale`` from what ``plan_forward`` left.
+
+    Args:
+        do: as q, any strides but the last; q, k, v, log_scale, key_mask, out, lse: those of the forward.
+        dq, dk, dv: contiguous, the dtype of q; dlog_scale: float32.
+        architecture: column of the tile table.
+    """
+    batch, queries, heads, dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    group = heads // kv_heads
+    rows = queries * group
+    row_tile = tiles.dq(architecture, q.dtype, dim, rows, keys)
+    key_tile = tiles.dkv(architecture, q.dtype, dim, rows, keys)
+    row_blocks, key_blocks = triton.cdiv(rows, row_tile.block_m), triton.cdiv(keys, key_tile.block_n)
+    launches = []
+    words = None
+    if key_mask is not None:
+        words, launch = pack_mask(key_mask)
+        launches.append(launch)
+    row, delta = torch.empty(2, batch, kv_heads, rows, dtype=torch.float32, device=q.device)
+    partial = torch.empty(batch, kv_heads, row_blocks, group, dtype=torch.float32, device=q.device)
+    shared = {
+        "p_q": q, "p_k": k, "p_v": v, "p_log_scale": log_scale, "p_words": lse if words is None else words,
+        "p_lse": lse, "p_do": do, "p_row": row, "p_delta": delta, "num_queries": queries, "num_keys": keys,
+        "kv_heads": kv_heads, "words_per_scene": 0 if words is None else words.shape[1],
+        **strides("q", q), **strides("k", k), **strides("v", v), **strides("do", do), "G": group, "D": dim,
+        "MASKED": key_mask is not None, "UNIT_TILES": q.dtype == torch.float16,
+    }  # fmt: skip
+
+    def even(tile: tiles.Tile) -> dict:
+        return {
+            "BM": tile.block_m, "BN": tile.block_n, "EVEN": key_mask is None and keys % tile.block_n == 0,
+        }  # fmt: skip
+
+    arguments = {
+        **shared, **even(row_tile), "p_out": out, "p_dq": dq, "p_partial": partial, "row_blocks": row_blocks,
+    }  # fmt: skip
+    grid = (batch * kv_heads * row_blocks,)
+    launches.append(
+        Launch(_qk_norm_attention_dq_kernel, grid, arguments, row_tile.num_warps, row_tile.num_stages)
+    )
+    arguments = {**shared, **even(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks}
+    grid = (batch * kv_heads * key_blocks,)
+    launches.append(
+        Launch(_qk_norm_attention_dkv_kernel, grid, arguments, key_tile.num_warps, key_tile.num_stages)
+    )
+    arguments = {
+        "p_partial": partial, "p_dlog_scale": dlog_scale, "parts": batch * row_blocks, "row_blocks": row_blocks,
+        "kv_heads": kv_heads, "G": group, "PARTS": 256,
+    }  # fmt: skip
+    launches.append(Launch(_qk_norm_attention_dlog_scale_kernel, (heads,), arguments, num_warps=4))
+    return launches
