@@ -27,7 +27,15 @@ from torch import Tensor
 
 from wireframe.kernels import tiles
 from wireframe.kernels.launch import Launch
-from wireframe.kernels.qk_norm_attention_forward import pack_mask, scale_of, strides, unit_factor, valid_keys
+from wireframe.kernels.qk_norm_attention_forward import (
+    admitted,
+    masked,
+    plan_keys,
+    scale_of,
+    scaled_logits,
+    strides,
+    unit_factor,
+)
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -38,18 +46,18 @@ def _through_norm(b_x, b_dunit, b_factor):
     """(dx [N, D], x^ . dx^ [N]) of x^ = x / max(|x|, 1e-12), given dx^ and 1 / max(|x|, 1e-12)."""
     b_x = b_x.to(tl.float32)
     b_dot = tl.sum(b_x * b_dunit, 1) * b_factor
-    # Below the clamp the factor is a constant, and there is nothing to project out.
-    b_project = tl.where(b_factor < 1e12, b_dot * b_factor, 0.0)
+    # At the clamp the factor is a constant and nothing is to be projected out; the margin is for an inexact rsqrt.
+    b_project = tl.where(b_factor < 9.99999e11, b_dot * b_factor, 0.0)
     return (b_dunit - b_x * b_project[:, None]) * b_factor[:, None], b_dot
 
 
 @triton.jit
 def _qk_norm_attention_dq_kernel(
-    p_q, p_k, p_v, p_log_scale, p_words, p_out, p_lse, p_do, p_dq, p_row, p_delta, p_partial,
+    p_q, p_k, p_v, p_log_scale, p_key, p_words, p_out, p_lse, p_do, p_dq, p_row, p_delta, p_partial,
     num_queries, num_keys, kv_heads, row_blocks, words_per_scene,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_dob, stride_don, stride_doh,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
+    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
     UNIT_TILES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -70,27 +78,26 @@ def _qk_norm_attention_dq_kernel(
     b_out = tl.load(p_out + o_out, mask=m_r[:, None], other=0.0)
     b_delta = tl.sum(b_out.to(tl.float32) * b_do.to(tl.float32), 1)
     b_scale = scale_of(p_log_scale, o_h)
-    b_factor = unit_factor(b_q, 1)
+    b_factor = unit_factor(b_q)
     b_row = b_factor * (b_scale * _LOG2E)
     tl.store(p_row + o_row, b_row, mask=m_r)
     tl.store(p_delta + o_row, b_delta, mask=m_r)
     b_lse = tl.load(p_lse + o_row, mask=m_r, other=0.0)
     p_k += b * stride_kb + hkv * stride_kh
     p_v += b * stride_vb + hkv * stride_vh
+    p_key += b_hkv.to(tl.int64) * words_per_scene * 32
     p_words += b * words_per_scene
     b_dunit = tl.zeros([BM, D], tl.float32)
     for n in range(0, num_keys, BN):
-        m_n = valid_keys(p_words, n, o_n, num_keys, MASKED, EVEN, BN)
+        m_n = admitted(p_words, n, o_n, MASKED, BN)
         # [BN, D]
         o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
-        b_k = tl.load(p_k + o_k) if EVEN else tl.load(p_k + o_k, mask=m_n[:, None], other=0.0)
+        b_k = tl.load(p_k + o_k, mask=m_n[:, None], other=0.0) if MASKED else tl.load(p_k + o_k)
         o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
-        b_v = tl.load(p_v + o_v) if EVEN else tl.load(p_v + o_v, mask=m_n[:, None], other=0.0)
-        b_key = unit_factor(b_k, 1)
+        b_v = tl.load(p_v + o_v, mask=m_n[:, None], other=0.0) if MASKED else tl.load(p_v + o_v)
+        b_key = tl.load(p_key + n + o_n)
         # [BM, BN]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-        b_bias = tl.where(m_n, 0.0, float("-inf"))
-        b_s = tl.fma(b_s, b_key[None, :], b_bias[None, :])
+        b_s = scaled_logits(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), b_key[None, :], MASKED)
         b_p = tl.exp2(tl.fma(b_s, b_row[:, None], -b_lse[:, None]))
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
         b_ds = b_p * (b_dp - b_delta[:, None])
@@ -109,11 +116,11 @@ def _qk_norm_attention_dq_kernel(
 
 @triton.jit
 def _qk_norm_attention_dkv_kernel(
-    p_q, p_k, p_v, p_log_scale, p_words, p_lse, p_do, p_row, p_delta, p_dk, p_dv,
+    p_q, p_k, p_v, p_log_scale, p_key, p_words, p_lse, p_do, p_row, p_delta, p_dk, p_dv,
     num_queries, num_keys, kv_heads, key_blocks, words_per_scene,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_dob, stride_don, stride_doh,
-    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
+    G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
     UNIT_TILES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -122,14 +129,13 @@ def _qk_norm_attention_dkv_kernel(
     rows = num_queries * G
     n = (pid % key_blocks) * BN
     o_n, o_d = tl.arange(0, BN), tl.arange(0, D)
-    m_n = valid_keys(p_words + b * words_per_scene, n, o_n, num_keys, MASKED, EVEN, BN)
+    m_n = admitted(p_words + b * words_per_scene, n, o_n, MASKED, BN)
     # [BN, D]
     o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
     b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)
     o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
     b_v = tl.load(p_v + b * stride_vb + hkv * stride_vh + o_v, mask=m_n[:, None], other=0.0)
-    b_key = unit_factor(b_k, 1)
-    b_bias = tl.where(m_n, 0.0, float("-inf"))
+    b_key = tl.load(p_key + b_hkv.to(tl.int64) * words_per_scene * 32 + n + o_n)
     p_q += b * stride_qb
     p_do += b * stride_dob
     o_row = b_hkv.to(tl.int64) * rows
@@ -148,13 +154,13 @@ def _qk_norm_attention_dkv_kernel(
         b_lse = tl.load(p_lse + o_row + o_r, mask=m_r, other=0.0)
         b_delta = tl.load(p_delta + o_row + o_r, mask=m_r, other=0.0)
         # [BN, BM]
-        b_s = tl.fma(tl.dot(b_k, tl.trans(b_q), input_precision="ieee"), b_key[:, None], b_bias[:, None])
+        b_s = scaled_logits(tl.dot(b_k, tl.trans(b_q), input_precision="ieee"), b_key[:, None], MASKED)
         b_p = tl.exp2(tl.fma(b_s, b_row[None, :], -b_lse[None, :]))
         b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision="ieee")
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
         b_ds = b_p * (b_dp - b_delta[None, :])
         if UNIT_TILES:
-            b_unit = (b_q.to(tl.float32) * unit_factor(b_q, 1)[:, None]).to(b_q.dtype)
+            b_unit = (b_q.to(tl.float32) * unit_factor(b_q)[:, None]).to(b_q.dtype)
             b_ds *= scale_of(p_log_scale, o_h)[None, :] * _LOG2E
             b_dunit = tl.dot(b_ds.to(b_q.dtype), b_unit, b_dunit, input_precision="ieee")
         else:
@@ -213,41 +219,30 @@ def plan_backward(
     row_tile = tiles.dq(architecture, q.dtype, dim, rows, keys)
     key_tile = tiles.dkv(architecture, q.dtype, dim, rows, keys)
     row_blocks, key_blocks = triton.cdiv(rows, row_tile.block_m), triton.cdiv(keys, key_tile.block_n)
-    launches = []
-    words = None
-    if key_mask is not None:
-        words, launch = pack_mask(key_mask)
-        launches.append(launch)
+    prepared = plan_keys(k, key_mask)
     row, delta = torch.empty(2, batch, kv_heads, rows, dtype=torch.float32, device=q.device)
     partial = torch.empty(batch, kv_heads, row_blocks, group, dtype=torch.float32, device=q.device)
     shared = {
-        "p_q": q, "p_k": k, "p_v": v, "p_log_scale": log_scale, "p_words": lse if words is None else words,
-        "p_lse": lse, "p_do": do, "p_row": row, "p_delta": delta, "num_queries": queries, "num_keys": keys,
-        "kv_heads": kv_heads, "words_per_scene": 0 if words is None else words.shape[1],
+        **prepared.arguments, "p_q": q, "p_k": k, "p_v": v, "p_log_scale": log_scale, "p_lse": lse, "p_do": do,
+        "p_row": row, "p_delta": delta, "num_queries": queries, "num_keys": keys, "kv_heads": kv_heads,
         **strides("q", q), **strides("k", k), **strides("v", v), **strides("do", do), "G": group, "D": dim,
-        "MASKED": key_mask is not None, "UNIT_TILES": q.dtype == torch.float16,
+        "UNIT_TILES": q.dtype == torch.float16,
     }  # fmt: skip
 
-    def even(tile: tiles.Tile) -> dict:
-        return {
-            "BM": tile.block_m, "BN": tile.block_n, "EVEN": key_mask is None and keys % tile.block_n == 0,
-        }  # fmt: skip
+    def tiled(tile: tiles.Tile) -> dict:
+        return {"BM": tile.block_m, "BN": tile.block_n, "MASKED": masked(key_mask, keys, tile.block_n)}
 
     arguments = {
-        **shared, **even(row_tile), "p_out": out, "p_dq": dq, "p_partial": partial, "row_blocks": row_blocks,
+        **shared, **tiled(row_tile), "p_out": out, "p_dq": dq, "p_partial": partial, "row_blocks": row_blocks,
     }  # fmt: skip
     grid = (batch * kv_heads * row_blocks,)
-    launches.append(
-        Launch(_qk_norm_attention_dq_kernel, grid, arguments, row_tile.num_warps, row_tile.num_stages)
-    )
-    arguments = {**shared, **even(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks}
+    rows_launch = Launch(_qk_norm_attention_dq_kernel, grid, arguments, row_tile.num_warps, row_tile.num_stages)
+    arguments = {**shared, **tiled(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks}
     grid = (batch * kv_heads * key_blocks,)
-    launches.append(
-        Launch(_qk_norm_attention_dkv_kernel, grid, arguments, key_tile.num_warps, key_tile.num_stages)
-    )
+    keys_launch = Launch(_qk_norm_attention_dkv_kernel, grid, arguments, key_tile.num_warps, key_tile.num_stages)
     arguments = {
         "p_partial": partial, "p_dlog_scale": dlog_scale, "parts": batch * row_blocks, "row_blocks": row_blocks,
         "kv_heads": kv_heads, "G": group, "PARTS": 256,
     }  # fmt: skip
-    launches.append(Launch(_qk_norm_attention_dlog_scale_kernel, (heads,), arguments, num_warps=4))
-    return launches
+    scale_launch = Launch(_qk_norm_attention_dlog_scale_kernel, (heads,), arguments, num_warps=4)
+    return [prepared.launch, rows_launch, keys_launch, scale_launch]

@@ -6,7 +6,9 @@ With q^ = q / max(|q|, 1e-12), k^ likewise, s_h = exp(log_scale_h) and keys j th
 
 A program owns BM *packed rows* of one scene and one key/value head: row r is query r // G of head r % G of the group of G
 heads that share the keys, so that one load of k and v serves the whole group. q and k enter the product as they are;
-logits are multiplied by s_h / |q| along rows and 1 / |k| along columns, which spares a second rounding of q and k.
+logits are multiplied by s_h / |q| along rows and 1 / |k| along columns, which spares a second rounding of q and k. A
+small launch before writes 1 / |k|, 0 for a key that takes no part: inside the loop over keys it took 40 % of the
+instructions.
 
 |S_ij| <= s_h, so s_h itself is subtracted instead of a running maximum while 2 s_h fits the range of float32; above that
 (``_SHIFT_LIMIT``) and for float16, whose weights would underflow, the running maximum is kept.
@@ -19,6 +21,8 @@ Shapes: q, out [B, Nq, H, D]; k, v [B, Nk, Hkv, D]; log_scale float32 [H]; lse f
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -34,15 +38,18 @@ CHUNK = 512
 # Programs below which a launch leaves most of a GPU idle, so that chunks are worth a program each. Not part of the bits.
 _FEW_PROGRAMS = 96
 
+# Keys of a program of the first launch.
+_PREPARED = 64
+
 _LOG2E = tl.constexpr(1.4426950408889634)
 _SHIFT_LIMIT = tl.constexpr(40.0)
 
 
 @triton.jit
-def unit_factor(b_x, AXIS: tl.constexpr):
-    """1 / max(|x|, 1e-12) along an axis, float32."""
+def unit_factor(b_x):
+    """1 / max(|x|, 1e-12) of each row of [N, D], float32."""
     b_x = b_x.to(tl.float32)
-    return tl.rsqrt(tl.maximum(tl.sum(b_x * b_x, AXIS), 1e-24))
+    return tl.rsqrt(tl.maximum(tl.sum(b_x * b_x, 1), 1e-24))
 
 
 @triton.jit
@@ -61,43 +68,58 @@ def largest_scale(p_log_scale, first, G: tl.constexpr):
 
 
 @triton.jit
-def valid_keys(p_words, n, o_n, num_keys, MASKED: tl.constexpr, EVEN: tl.constexpr, BN: tl.constexpr):
-    """bool [BN]: which keys n, n + 1, ... take part; n is a multiple of BN, and BN of 32."""
+def admitted(p_words, n, o_n, MASKED: tl.constexpr, BN: tl.constexpr):
+    """bool [BN]: which of the keys n, n + 1, ... take part; n is a multiple of BN, and BN of 32."""
     if MASKED:
         # Words are scalars and their bits are taken in registers: no layout of a loaded vector is ever converted.
-        word = tl.load(p_words + n // 32)
-        b_words = tl.zeros([BN], tl.int32) + word
+        b_words = tl.zeros([BN], tl.int32) + tl.load(p_words + n // 32)
         for i in tl.static_range(1, BN // 32):
             b_words = tl.where(o_n // 32 == i, tl.load(p_words + n // 32 + i), b_words)
         return ((b_words >> (o_n % 32)) & 1) != 0
-    elif EVEN:
-        return o_n >= 0
     else:
-        return n + o_n < num_keys
+        return o_n >= 0
 
 
 @triton.jit
-def _pack_mask_kernel(
-    p_mask, p_words, num_keys, words_per_scene, stride_mb, stride_mn,
-    WORDS: tl.constexpr,
+def _qk_norm_attention_keys_kernel(
+    p_k, p_mask, p_key, p_words, num_keys, kv_heads, words_per_scene, stride_kb, stride_kn, stride_kh,
+    stride_mb, stride_mn, D: tl.constexpr, KEYS: tl.constexpr, HAS_MASK: tl.constexpr,
 ):  # fmt: skip
-    # One bit a key, 32 keys an int32; keys beyond num_keys are not valid.
-    b = tl.program_id(1).to(tl.int64)
-    o_w = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
-    o_bit = tl.arange(0, 32)
-    # [WORDS, 32]
-    o_n = o_w[:, None] * 32 + o_bit[None, :]
-    b_mask = tl.load(p_mask + b * stride_mb + o_n * stride_mn, mask=o_n < num_keys, other=0)
-    # Each bit is there once, so the sum is their union.
-    b_words = tl.sum((b_mask != 0).to(tl.int32) << o_bit[None, :], 1)
-    tl.store(p_words + b * words_per_scene + o_w, b_words, mask=o_w < words_per_scene)
+    # 1 / |k|, or 0 where the key is masked or beyond the last; and one bit a key, 32 keys an int32.
+    pid = tl.program_id(0)
+    key_blocks = words_per_scene * 32 // KEYS
+    b_hkv = pid // key_blocks
+    b, hkv = (b_hkv // kv_heads).to(tl.int64), b_hkv % kv_heads
+    block = pid % key_blocks
+    o_n, o_d = block * KEYS + tl.arange(0, KEYS), tl.arange(0, D)
+    m_n = o_n < num_keys
+    if HAS_MASK:
+        m_n = m_n & (tl.load(p_mask + b * stride_mb + o_n * stride_mn, mask=m_n, other=0) != 0)
+    # [KEYS, D]
+    o_k = o_n[:, None] * stride_kn + o_d[None, :]
+    b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)
+    b_key = tl.where(m_n, unit_factor(b_k), 0.0)
+    tl.store(p_key + b_hkv.to(tl.int64) * words_per_scene * 32 + o_n, b_key)
+    if hkv == 0:
+        # Each bit is there once, so the sum is their union.
+        b_bits = tl.reshape(m_n.to(tl.int32) << (o_n % 32), (KEYS // 32, 32))
+        o_word = block * (KEYS // 32) + tl.arange(0, KEYS // 32)
+        tl.store(p_words + b * words_per_scene + o_word, tl.sum(b_bits, 1))
+
+
+@triton.jit
+def scaled_logits(b_s, b_key, MASKED: tl.constexpr):
+    """Products times 1 / |k|; -inf for a key that takes no part, in the same instruction."""
+    if MASKED:
+        return tl.fma(b_s, b_key, tl.where(b_key == 0, float("-inf"), 0.0))
+    else:
+        return b_s * b_key
 
 
 @triton.jit
 def _attend_chunk(
-    b_q, b_row, b_shift, p_k, p_v, p_words, start, end, num_keys, stride_kn, stride_vn,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
-    RUNNING_MAX: tl.constexpr,
+    b_q, b_row, b_shift, p_k, p_v, p_key, p_words, start, end, stride_kn, stride_vn,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, RUNNING_MAX: tl.constexpr,
 ):  # fmt: skip
     """Keys start..end: sum of weights x values [BM, D], sum of weights [BM], and what was subtracted [BM]."""
     o_n = tl.arange(0, BN)
@@ -106,14 +128,11 @@ def _attend_chunk(
     b_sum = tl.zeros([BM], tl.float32)
     b_max = tl.full([BM], float("-inf"), tl.float32) if RUNNING_MAX else b_shift
     for n in range(start, end, BN):
-        m_n = valid_keys(p_words, n, o_n, num_keys, MASKED, EVEN, BN)
+        m_n = admitted(p_words, n, o_n, MASKED, BN)
         # [D, BN]
         o_k = (n + o_n)[None, :] * stride_kn + o_d[:, None]
-        b_k = tl.load(p_k + o_k) if EVEN else tl.load(p_k + o_k, mask=m_n[None, :], other=0.0)
-        # [BM, BN]
-        b_s = tl.dot(b_q, b_k, input_precision="ieee")
-        b_bias = tl.where(m_n, 0.0, float("-inf"))
-        b_s = tl.fma(b_s, unit_factor(b_k, 0)[None, :], b_bias[None, :])
+        b_k = tl.load(p_k + o_k, mask=m_n[None, :], other=0.0) if MASKED else tl.load(p_k + o_k)
+        b_s = scaled_logits(tl.dot(b_q, b_k, input_precision="ieee"), tl.load(p_key + n + o_n)[None, :], MASKED)
         if RUNNING_MAX:
             b_s = b_s * b_row[:, None]
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
@@ -128,9 +147,15 @@ def _attend_chunk(
             b_sum += tl.sum(b_p, 1)
         # [BN, D]
         o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
-        b_v = tl.load(p_v + o_v) if EVEN else tl.load(p_v + o_v, mask=m_n[:, None], other=0.0)
+        b_v = tl.load(p_v + o_v, mask=m_n[:, None], other=0.0) if MASKED else tl.load(p_v + o_v)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
     return b_acc, b_sum, b_max
+
+
+@triton.jit
+def _nothing(D: tl.constexpr, BM: tl.constexpr):
+    """The sums over no keys at all."""
+    return tl.zeros([BM, D], tl.float32), tl.zeros([BM], tl.float32), tl.full([BM], float("-inf"), tl.float32)
 
 
 @triton.jit
@@ -161,21 +186,23 @@ def _store_rows(b_acc, b_sum, b_max, p_out, o_out, p_lse, o_lse, m_r, D: tl.cons
 
 @triton.jit
 def _attend(
-    b_q, b_row, b_shift, p_k, p_v, p_words, num_keys, stride_kn, stride_vn, first, last,
+    b_q, b_row, b_shift, p_k, p_v, p_key, p_words, num_keys, stride_kn, stride_vn, first, last,
     p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, EVEN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
     SPLIT: tl.constexpr, ONE_CHUNK: tl.constexpr, RUNNING_MAX: tl.constexpr,
 ):  # fmt: skip
     """Chunks first..last of KEYS keys, finished and stored; under SPLIT the partial sums of the one chunk are stored."""
-    b_acc, b_sum, b_max = _attend_chunk(
-        b_q, b_row, b_shift, p_k, p_v, p_words, first * KEYS, tl.minimum((first + 1) * KEYS, num_keys), num_keys,
-        stride_kn, stride_vn, D, BM, BN, MASKED, EVEN, RUNNING_MAX,
-    )  # fmt: skip
-    if not ONE_CHUNK and not SPLIT:
-        for chunk in range(first + 1, last):
+    if SPLIT or ONE_CHUNK:
+        b_acc, b_sum, b_max = _attend_chunk(
+            b_q, b_row, b_shift, p_k, p_v, p_key, p_words, first * KEYS, tl.minimum(last * KEYS, num_keys),
+            stride_kn, stride_vn, D, BM, BN, MASKED, RUNNING_MAX,
+        )  # fmt: skip
+    else:
+        b_acc, b_sum, b_max = _nothing(D, BM)
+        for chunk in range(first, last):
             b_acc2, b_sum2, b_max2 = _attend_chunk(
-                b_q, b_row, b_shift, p_k, p_v, p_words, chunk * KEYS, tl.minimum((chunk + 1) * KEYS, num_keys),
-                num_keys, stride_kn, stride_vn, D, BM, BN, MASKED, EVEN, RUNNING_MAX,
+                b_q, b_row, b_shift, p_k, p_v, p_key, p_words, chunk * KEYS, tl.minimum((chunk + 1) * KEYS, num_keys),
+                stride_kn, stride_vn, D, BM, BN, MASKED, RUNNING_MAX,
             )  # fmt: skip
             b_acc, b_sum, b_max = _merge(b_acc, b_sum, b_max, b_acc2, b_sum2, b_max2, RUNNING_MAX)
     if SPLIT:
@@ -189,11 +216,11 @@ def _attend(
 
 @triton.jit
 def _qk_norm_attention_fwd_kernel(
-    p_q, p_k, p_v, p_log_scale, p_words, p_out, p_lse, p_sum, p_max,
+    p_q, p_k, p_v, p_log_scale, p_key, p_words, p_out, p_lse, p_sum, p_max,
     num_queries, num_keys, kv_heads, row_blocks, chunks, words_per_scene,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
-    EVEN: tl.constexpr, SPLIT: tl.constexpr, ONE_CHUNK: tl.constexpr, ALWAYS_RUNNING_MAX: tl.constexpr,
+    SPLIT: tl.constexpr, ONE_CHUNK: tl.constexpr, ALWAYS_RUNNING_MAX: tl.constexpr,
 ):  # fmt: skip
     # Row blocks of one scene and head are neighbours: they read the same keys.
     pid = tl.program_id(0)
@@ -207,9 +234,10 @@ def _qk_norm_attention_fwd_kernel(
     o_q = o_n[:, None] * stride_qn + o_h[:, None] * stride_qh + tl.arange(0, D)[None, :]
     b_q = tl.load(p_q + b * stride_qb + o_q, mask=m_r[:, None], other=0.0)
     b_shift = scale_of(p_log_scale, o_h) * _LOG2E
-    b_row = unit_factor(b_q, 1) * b_shift
+    b_row = unit_factor(b_q) * b_shift
     p_k += b * stride_kb + hkv * stride_kh
     p_v += b * stride_vb + hkv * stride_vh
+    p_key += b_hkv.to(tl.int64) * words_per_scene * 32
     p_words += b * words_per_scene
     if SPLIT:
         first = tl.program_id(1)
@@ -223,18 +251,18 @@ def _qk_norm_attention_fwd_kernel(
         o_out = ((b * num_queries + o_n) * kv_heads * G + o_h) * D
     if ALWAYS_RUNNING_MAX:
         _attend(
-            b_q, b_row, b_shift, p_k, p_v, p_words, num_keys, stride_kn, stride_vn, first, last,
-            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, EVEN, SPLIT, ONE_CHUNK, True,
+            b_q, b_row, b_shift, p_k, p_v, p_key, p_words, num_keys, stride_kn, stride_vn, first, last,
+            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, SPLIT, ONE_CHUNK, True,
         )  # fmt: skip
     elif largest_scale(p_log_scale, hkv * G, G) <= _SHIFT_LIMIT:
         _attend(
-            b_q, b_row, b_shift, p_k, p_v, p_words, num_keys, stride_kn, stride_vn, first, last,
-            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, EVEN, SPLIT, ONE_CHUNK, False,
+            b_q, b_row, b_shift, p_k, p_v, p_key, p_words, num_keys, stride_kn, stride_vn, first, last,
+            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, SPLIT, ONE_CHUNK, False,
         )  # fmt: skip
     else:
         _attend(
-            b_q, b_row, b_shift, p_k, p_v, p_words, num_keys, stride_kn, stride_vn, first, last,
-            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, EVEN, SPLIT, ONE_CHUNK, True,
+            b_q, b_row, b_shift, p_k, p_v, p_key, p_words, num_keys, stride_kn, stride_vn, first, last,
+            p_out, o_out, p_lse, o_lse, p_sum, p_max, m_r, D, BM, BN, KEYS, MASKED, SPLIT, ONE_CHUNK, True,
         )  # fmt: skip
 
 
@@ -245,15 +273,14 @@ def _add_chunks(
     """The partial sums of all chunks, added in the order of ``_attend``."""
     o_d = tl.arange(0, D)
     o = o_chunk + o_r
-    b_acc = tl.load(p_acc + o[:, None] * D + o_d[None, :], mask=m_r[:, None], other=0.0)
-    b_sum = tl.load(p_sum + o, mask=m_r, other=0.0)
-    b_max = tl.load(p_max + o, mask=m_r, other=0.0)
-    for _ in range(1, chunks):
-        o += rows
+    b_acc, b_sum, b_max = _nothing(D, BM)
+    for _ in range(chunks):
+        # [BM, D]
         b_acc2 = tl.load(p_acc + o[:, None] * D + o_d[None, :], mask=m_r[:, None], other=0.0)
         b_sum2 = tl.load(p_sum + o, mask=m_r, other=0.0)
         b_max2 = tl.load(p_max + o, mask=m_r, other=0.0)
         b_acc, b_sum, b_max = _merge(b_acc, b_sum, b_max, b_acc2, b_sum2, b_max2, RUNNING_MAX)
+        o += rows
     return b_acc, b_sum, b_max
 
 
@@ -282,16 +309,33 @@ def _qk_norm_attention_chunks_kernel(
         _store_rows(b_acc, b_sum, b_max, p_out, o_out, p_lse, o_lse, m_r, D)
 
 
-def pack_mask(key_mask: Tensor) -> tuple[Tensor, Launch]:
-    """int32 [B, words] with one bit a key, and the launch that fills it; whole words for the widest tile."""
-    batch, keys = key_mask.shape
+class Keys(NamedTuple):
+    """What the loops over keys need beside k and v, and the launch that writes it."""
+
+    arguments: dict
+    launch: Launch
+
+
+def plan_keys(k: Tensor, key_mask: Tensor | None) -> Keys:
+    """Factors float32 [B, Hkv, words * 32] and admission bits int32 [B, words], whole words for the widest tile."""
+    batch, keys, kv_heads, dim = k.shape
     words = tiles.WIDEST // 32 * triton.cdiv(keys, tiles.WIDEST)
-    packed = torch.empty(batch, words, dtype=torch.int32, device=key_mask.device)
+    factors = torch.empty(batch, kv_heads, words * 32, dtype=torch.float32, device=k.device)
+    bits = torch.empty(batch, words, dtype=torch.int32, device=k.device)
+    shared = {"p_key": factors, "p_words": bits, "words_per_scene": words}
+    mask = bits if key_mask is None else key_mask.view(torch.uint8)
     arguments = {
-        "p_mask": key_mask.view(torch.uint8), "p_words": packed, "num_keys": keys, "words_per_scene": words,
-        "stride_mb": key_mask.stride(0), "stride_mn": key_mask.stride(1), "WORDS": 32,
+        **shared, "p_k": k, "p_mask": mask, "num_keys": keys, "kv_heads": kv_heads, **strides("k", k),
+        "stride_mb": mask.stride(0), "stride_mn": mask.stride(1), "D": dim, "KEYS": _PREPARED,
+        "HAS_MASK": key_mask is not None,
     }  # fmt: skip
-    return packed, Launch(_pack_mask_kernel, (triton.cdiv(words, 32), batch), arguments, num_warps=4)
+    grid = (batch * kv_heads * words * 32 // _PREPARED,)
+    return Keys(shared, Launch(_qk_norm_attention_keys_kernel, grid, arguments, num_warps=4))
+
+
+def masked(key_mask: Tensor | None, keys: int, block_n: int) -> bool:
+    """Whether a kernel has to leave out keys: masked ones, or those that the last tile has beyond the last key."""
+    return key_mask is not None or keys % block_n != 0
 
 
 def plan_forward(
@@ -323,11 +367,7 @@ def plan_forward(
     if split is None:
         split = programs < _FEW_PROGRAMS
     split = split and chunks > 1
-    launches = []
-    words = None
-    if key_mask is not None:
-        words, launch = pack_mask(key_mask)
-        launches.append(launch)
+    prepared = plan_keys(k, key_mask)
     shared = {
         "p_log_scale": log_scale, "p_lse": lse, "num_queries": queries, "kv_heads": kv_heads,
         "row_blocks": row_blocks, "chunks": chunks, "G": group, "D": dim, "BM": tile.block_m,
@@ -339,15 +379,14 @@ def plan_forward(
         partial = torch.empty(batch, kv_heads, chunks, queries * group, dim, dtype=torch.float32, device=q.device)
         sums, maxima = torch.empty(2, *partial.shape[:-1], dtype=torch.float32, device=q.device)
     arguments = {
-        **shared, "p_q": q, "p_k": k, "p_v": v, "p_words": lse if words is None else words, "p_out": partial,
-        "p_sum": sums, "p_max": maxima, "num_keys": keys,
-        "words_per_scene": 0 if words is None else words.shape[1],
-        **strides("q", q), **strides("k", k), **strides("v", v), "BN": tile.block_n, "KEYS": CHUNK,
-        "MASKED": key_mask is not None, "EVEN": key_mask is None and keys % tile.block_n == 0,
-        "SPLIT": split, "ONE_CHUNK": chunks == 1,
+        **shared, **prepared.arguments, "p_q": q, "p_k": k, "p_v": v, "p_out": partial, "p_sum": sums,
+        "p_max": maxima, "num_keys": keys, **strides("q", q), **strides("k", k), **strides("v", v),
+        "BN": tile.block_n, "KEYS": CHUNK, "MASKED": masked(key_mask, keys, tile.block_n), "SPLIT": split,
+        "ONE_CHUNK": chunks == 1,
     }  # fmt: skip
     grid = (programs, chunks) if split else (programs,)
-    launches.append(Launch(_qk_norm_attention_fwd_kernel, grid, arguments, tile.num_warps, tile.num_stages))
+    main = Launch(_qk_norm_attention_fwd_kernel, grid, arguments, tile.num_warps, tile.num_stages)
+    launches = [prepared.launch, main]
     if split:
         arguments = {**shared, "p_acc": partial, "p_sum": sums, "p_max": maxima, "p_out": out}
         launches.append(Launch(_qk_norm_attention_chunks_kernel, (programs,), arguments, tile.num_warps))
