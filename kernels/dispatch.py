@@ -114,8 +114,11 @@ def _triton_problem(device: str) -> str | None:
 
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs"
-    major, minor = torch.cuda.get_device_capability()
-    return None if major >= 8 else f"its kernels need compute capability 8.0, and the GPU has {major}.{minor}"
+    # A constant to torch.compile, unlike get_device_capability.
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if found.major >= 8:
+        return None
+    return f"its kernels need compute capability 8.0, and {found.name} has {found.major}.{found.minor}"
 
 
 def fusion_module(impl: str, device: str) -> ModuleType:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Streaming multiprocessors that have a column of their own in the tile tables.
+# Compute capabilities that have a column of their own in the tile tables.
 ARCHITECTURES = (80, 86, 89, 90)
 
 

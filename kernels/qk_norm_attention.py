@@ -99,13 +99,9 @@ def _backward(
     if q.shape[0] * q.shape[1] * k.shape[1] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_()
     total = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
+    forward = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse
     with torch.cuda.device_of(q):
-        run(
-            plan_backward(
-                _rows(do), _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, dq, dk, dv, total,
-                architecture(q.device),
-            )  # fmt: skip
-        )
+        run(plan_backward(_rows(do), *forward, dq, dk, dv, total, architecture(q.device)))
     return dq, dk, dv, total.to(log_scale.dtype)
 
 

@@ -4,17 +4,17 @@ With q^ = q / max(|q|, 1e-12), k^ likewise, s_h = exp(log_scale_h) and keys j th
 
     S_ij = s_h q^_i . k^_j        lse_i = log sum_j exp(S_ij)        out_i = sum_j exp(S_ij - lse_i) v_j
 
-A program owns BM *packed rows* of one scene and one key/value head: row r is query r // G of head r % G of the group of G
-heads that share the keys, so that one load of k and v serves the whole group. q and k enter the product as they are;
-logits are multiplied by s_h / |q| along rows and 1 / |k| along columns, which spares a second rounding of q and k. A
-small launch before writes 1 / |k|, 0 for a key that takes no part: inside the loop over keys it took 40 % of the
+A program owns BM *packed rows* of one scene and one key/value head: row r is query r // G of head r % G of the group
+of G heads that share the keys, so that one load of k and v serves the whole group. q and k enter the product as they
+are; logits are multiplied by s_h / |q| along rows and 1 / |k| along columns, which spares a second rounding of q and k.
+A small launch before writes 1 / |k|, 0 for a key that takes no part: inside the loop over keys it took 40 % of the
 instructions.
 
-|S_ij| <= s_h, so s_h itself is subtracted instead of a running maximum while 2 s_h fits the range of float32; above that
-(``_SHIFT_LIMIT``) and for float16, whose weights would underflow, the running maximum is kept.
+|S_ij| <= s_h, so s_h itself is subtracted instead of a running maximum while 2 s_h fits the range of float32; above
+that (``_SHIFT_LIMIT``) and for float16, whose weights would underflow, the running maximum is kept.
 
-Deterministic by construction: keys are taken in chunks of ``CHUNK``, each chunk summed from zero in order of its tiles, and
-chunks added in order. One program may do all chunks, or many programs one each with the sum in a second launch: the
+Deterministic by construction: keys are taken in chunks of ``CHUNK``, each chunk summed from zero in order of its tiles,
+and chunks added in order. One program may do all chunks, or many programs one each with the sum in a second launch: the
 operations and their order are the same, so are the bits, and the batch size may decide between them.
 
 Shapes: q, out [B, Nq, H, D]; k, v [B, Nk, Hkv, D]; log_scale float32 [H]; lse float32 [B, Hkv, Nq * G], in base 2.
@@ -35,11 +35,12 @@ from wireframe.kernels.launch import Launch
 # Keys of one partial sum. Part of the bits.
 CHUNK = 512
 
-# Programs below which a launch leaves most of a GPU idle, so that chunks are worth a program each. Not part of the bits.
+# Below this many programs most of a GPU is idle, and chunks are worth a program each. Not part of the bits.
 _FEW_PROGRAMS = 96
 
-# Keys of a program of the first launch.
+# Keys of a program of the launch before, and rows of one of the launch after that adds the chunks.
 _PREPARED = 64
+_ADDED_ROWS = 16
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _SHIFT_LIMIT = tl.constexpr(40.0)
@@ -191,7 +192,7 @@ def _attend(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
     SPLIT: tl.constexpr, ONE_CHUNK: tl.constexpr, RUNNING_MAX: tl.constexpr,
 ):  # fmt: skip
-    """Chunks first..last of KEYS keys, finished and stored; under SPLIT the partial sums of the one chunk are stored."""
+    """Chunks first..last of KEYS keys, finished and stored; under SPLIT the partial sums of the one chunk."""
     if SPLIT or ONE_CHUNK:
         b_acc, b_sum, b_max = _attend_chunk(
             b_q, b_row, b_shift, p_k, p_v, p_key, p_words, first * KEYS, tl.minimum(last * KEYS, num_keys),
@@ -361,17 +362,18 @@ def plan_forward(
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
     group = heads // kv_heads
-    tile = tiles.forward(architecture, q.dtype, dim, queries * group, keys)
-    row_blocks, chunks = triton.cdiv(queries * group, tile.block_m), triton.cdiv(keys, CHUNK)
+    chunks = triton.cdiv(keys, CHUNK)
+    found = tiles.lookup(architecture, q.dtype, dim)
+    tile = found.one_chunk if chunks == 1 else found.chunks
+    row_blocks = triton.cdiv(queries * group, tile.block_m)
     programs = batch * kv_heads * row_blocks
     if split is None:
         split = programs < _FEW_PROGRAMS
     split = split and chunks > 1
     prepared = plan_keys(k, key_mask)
     shared = {
-        "p_log_scale": log_scale, "p_lse": lse, "num_queries": queries, "kv_heads": kv_heads,
-        "row_blocks": row_blocks, "chunks": chunks, "G": group, "D": dim, "BM": tile.block_m,
-        "ALWAYS_RUNNING_MAX": q.dtype == torch.float16,
+        "p_log_scale": log_scale, "p_lse": lse, "num_queries": queries, "kv_heads": kv_heads, "chunks": chunks,
+        "G": group, "D": dim, "ALWAYS_RUNNING_MAX": q.dtype == torch.float16,
     }  # fmt: skip
     sums = maxima = lse
     partial = out
@@ -381,15 +383,20 @@ def plan_forward(
     arguments = {
         **shared, **prepared.arguments, "p_q": q, "p_k": k, "p_v": v, "p_out": partial, "p_sum": sums,
         "p_max": maxima, "num_keys": keys, **strides("q", q), **strides("k", k), **strides("v", v),
-        "BN": tile.block_n, "KEYS": CHUNK, "MASKED": masked(key_mask, keys, tile.block_n), "SPLIT": split,
-        "ONE_CHUNK": chunks == 1,
+        "row_blocks": row_blocks, "BM": tile.block_m, "BN": tile.block_n, "KEYS": CHUNK,
+        "MASKED": masked(key_mask, keys, tile.block_n), "SPLIT": split, "ONE_CHUNK": chunks == 1,
     }  # fmt: skip
     grid = (programs, chunks) if split else (programs,)
     main = Launch(_qk_norm_attention_fwd_kernel, grid, arguments, tile.num_warps, tile.num_stages)
     launches = [prepared.launch, main]
     if split:
-        arguments = {**shared, "p_acc": partial, "p_sum": sums, "p_max": maxima, "p_out": out}
-        launches.append(Launch(_qk_norm_attention_chunks_kernel, (programs,), arguments, tile.num_warps))
+        row_blocks = triton.cdiv(queries * group, _ADDED_ROWS)
+        arguments = {
+            **shared, "p_acc": partial, "p_sum": sums, "p_max": maxima, "p_out": out, "row_blocks": row_blocks,
+            "BM": _ADDED_ROWS,
+        }  # fmt: skip
+        grid = (batch * kv_heads * row_blocks,)
+        launches.append(Launch(_qk_norm_attention_chunks_kernel, grid, arguments, num_warps=4))
     return launches
 
 
