@@ -28,7 +28,7 @@ from torch import Tensor
 
 from wireframe.kernels import tiles
 from wireframe.kernels.launch import Launch
-from wireframe.kernels.qk_norm_attention_forward import (
+from wireframe.kernels.qk_norm_attention_keys import (
     admitted,
     masked,
     plan_keys,
