@@ -73,8 +73,13 @@ def _empty_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with neighbouring elements of a head vector side by side; the kernels take every other stride as it is."""
-    return x if x.stride(3) == 1 else x.contiguous()
+    """x with head vectors in one piece and every stride and the start a multiple of 16 bytes, as fresh memory has it.
+
+    Alignment chooses the layout of a kernel and with it the order of its sums; so bits depend on values and shapes.
+    """
+    step = 16 // x.element_size()
+    aligned = x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
+    return x if x.stride(3) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def _scales(log_scale: Tensor) -> Tensor:

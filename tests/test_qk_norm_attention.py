@@ -19,6 +19,8 @@ from kernel_budget import (
 from poisoned_memory import guarded, poisoned_memory
 from wireframe.kernels import dispatch, ops
 from wireframe.kernels import qk_norm_attention as op_module
+from wireframe.kernels import qk_norm_attention as op_module
+from wireframe.kernels import qk_norm_attention as op_module
 
 pytestmark = pytest.mark.skipif(not dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1; see test_gpu_kernels.py")
 
@@ -344,3 +346,15 @@ def test_only_the_first_derivative_is_there():
     grads = torch.autograd.grad(triton_attention(*inputs).sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         torch.autograd.grad(grads[0].sum(), inputs)
+
+
+def test_kernels_get_aligned_rows_whatever_the_input_is():
+    # Alignment chooses a kernel's layout, so the bits: an odd view becomes what fresh memory is, others stay.
+    fresh = torch.randn(2, 9, 2, 32)
+    odd = torch.cat([fresh.new_zeros(1), fresh.flatten()])[1:].view_as(fresh)
+    narrow = torch.randn(2, 9, 2, 33)[..., :32]
+    for view in (odd, narrow, fresh.transpose(2, 3).contiguous().transpose(2, 3)):
+        rows = op_module._rows(view)
+        assert torch.equal(rows, view) and rows.is_contiguous() and rows.data_ptr() % 16 == 0
+    for view in (fresh, fresh[:, 1:], fresh.transpose(1, 2), fresh[:1].expand(3, -1, -1, -1)):
+        assert op_module._rows(view) is view
