@@ -27,10 +27,13 @@ class Launch(NamedTuple):
 
 
 def run(launches: Iterable[Launch]) -> None:
-    """Launches in order, on the current stream."""
+    """Launches in order, on the device that holds their tensors and its current stream."""
     for launch in launches:
         # A grid without programs has nothing to do, and CUDA refuses it.
-        if all(launch.grid):
+        if not all(launch.grid):
+            continue
+        tensor = next(value for value in launch.arguments.values() if isinstance(value, torch.Tensor))
+        with torch.cuda.device_of(tensor):
             launch.kernel[launch.grid](
                 **launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages
             )

@@ -58,8 +58,7 @@ def _forward(
     out, lse = _empty_outputs(q, k)
     if k.shape[1] == 0:
         return out.zero_(), lse.zero_()
-    with torch.cuda.device_of(q):
-        run(plan_forward(_rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, architecture(q.device)))
+    run(plan_forward(_rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, architecture(q.device)))
     return out, lse
 
 
@@ -105,8 +104,7 @@ def _backward(
         return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_()
     total = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
     forward = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse
-    with torch.cuda.device_of(q):
-        run(plan_backward(_rows(do), *forward, dq, dk, dv, total, architecture(q.device)))
+    run(plan_backward(_rows(do), *forward, dq, dk, dv, total, architecture(q.device)))
     return dq, dk, dv, total.to(log_scale.dtype)
 
 

@@ -19,8 +19,6 @@ from kernel_budget import (
 from poisoned_memory import guarded, poisoned_memory
 from wireframe.kernels import dispatch, ops
 from wireframe.kernels import qk_norm_attention as op_module
-from wireframe.kernels import qk_norm_attention as op_module
-from wireframe.kernels import qk_norm_attention as op_module
 
 pytestmark = pytest.mark.skipif(not dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1; see test_gpu_kernels.py")
 
