@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from wireframe.batched import sample_scenes
-from wireframe.bench.gpu_ops import CudaClock
+from wireframe.bench.gpu_timing import CudaClock
 from wireframe.bench.pipeline import BARS, FUSE, MERGE, SMALL, Setup, noisy_segments
 from wireframe.bench.timing import (
     Case,

@@ -2,6 +2,7 @@
 # One offline command for a CUDA machine: builds the extension in place, runs the gpu tests, then the GPU benchmarks.
 #   bash bench/gpu_check.sh            results go to bench/results
 #   OUT=folder PYTHON=python3.12 bash bench/gpu_check.sh
+# Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest and a C++ compiler; no network, and nothing is
 # installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
 # Every step has its own time limit and their sum is below 9 minutes. A failed step does not stop the next
@@ -18,27 +19,33 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # cuBLAS reads this when CUDA starts; without it deterministic products are an error.
 export CUBLAS_WORKSPACE_CONFIG=:4096:8
 
-SUMMARY=$OUT/summary.txt
-rm -f "$OUT"/{machine,build,tests,gpu_ops,fusion}.log "$OUT"/{gpu_ops,fusion}.jsonl
+SUMMARY=$OUT/summary.txt LOG=$OUT/steps.log ROWS=$OUT/bench.jsonl
+rm -f "$ROWS"
 : > "$SUMMARY"
+: > "$LOG"
 failed=0
 
 say() { echo "$*" | tee -a "$SUMMARY"; }
+
+# said: what the present step has put into the log so far. (No grep -q behind it: that would break the pipe.)
+said() { tail -n "+$first" "$LOG"; }
 
 # step NAME SECONDS COMMAND...: runs the command under the limit and adds its line to the summary.
 step() {
     local name=$1 limit=$2 status note="" start=$SECONDS
     shift 2
-    timeout --kill-after=5 "$limit" "$@" > "$OUT/$name.log" 2>&1 < /dev/null
+    echo "== $name" >> "$LOG"
+    first=$(($(wc -l < "$LOG") + 1))
+    timeout --kill-after=3 "$limit" "$@" >> "$LOG" 2>&1 < /dev/null
     status=$?
     if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
         note="; stopped at its limit of $limit s"
-    elif [ "$status" -eq 0 ] && [ "$cuda" = none ] && grep -q "no CUDA device" "$OUT/$name.log"; then
+    elif [ "$status" -eq 0 ] && [ "$cuda" = none ] && said | grep "no CUDA device" > /dev/null; then
         note="; skipped: no CUDA device"
     fi
     [ "$status" -eq 0 ] || failed=1
     # What it said last: the counts of pytest, or the error.
-    note="$note; $(tail -n 1 "$OUT/$name.log" | cut -c 1-200)"
+    note="$note; $(said | tail -n 1 | cut -c 1-200)"
     say "$name: exit status $status, $((SECONDS - start)) s$note"
 }
 
@@ -78,18 +85,43 @@ print(*map(native.describe, native.NAMES), sep="; ")
 sys.exit(native.problem() is not None)'
 }
 
+gpu_tests() { "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu "$@"; }
+
+# Most of the time of these tests is compilation, on one core a process.
+kernels() {
+    local files=(tests/test_gpu_kernels.py tests/test_atomic_attention.py) part process processes=() failed=0 scratch
+    local parts=("budget" "attention and not budget" "not attention and not budget")
+    scratch=$(mktemp -d) || return
+    for part in "${!parts[@]}"; do
+        gpu_tests "${files[@]}" -k "${parts[part]}" > "$scratch/$part" 2>&1 &
+        processes+=($!)
+    done
+    for process in "${processes[@]}"; do
+        wait "$process" || failed=$?
+    done
+    cat "$scratch"/*
+    tail -qn 1 "$scratch"/* | paste -sd "|"
+    rm -r "$scratch"
+    return "$failed"
+}
+
 # timeout starts programs, not functions.
 export PYTHON
-export -f machine build
+export -f machine build gpu_tests kernels
 
 cuda=unknown
-step machine 45 bash -c machine
-cat "$OUT/machine.log" | tee -a "$SUMMARY"
-grep -q "^device: none" "$OUT/machine.log" && cuda=none
-step build 150 bash -c build
-step tests 120 "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu tests/test_gpu*.py
-step gpu_ops 110 "$PYTHON" -m wireframe.bench.gpu_ops --out "$OUT/gpu_ops.jsonl"
-step fusion 80 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$OUT/fusion.jsonl"
+step machine 15 bash -c machine
+said | tee -a "$SUMMARY"
+said | grep "^device: none" > /dev/null && cuda=none
+step build 80 bash -c build
+step tests 40 bash -c "gpu_tests tests/test_gpu.py tests/test_gpu_fusion.py"
+step kernels 100 bash -c kernels
+step sanitizer 55 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
+# The benchmarks of the operations end by themselves within their limits, and name what they left out.
+step attention 100 "$PYTHON" -m wireframe.bench.attention --seconds 75 --out "$ROWS"
+step transport 55 "$PYTHON" -m wireframe.bench.transport --seconds 35 --out "$ROWS"
+step model 20 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
+step fusion 30 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
 
 say "results: $OUT"
 exit "$failed"

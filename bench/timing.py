@@ -42,18 +42,20 @@ def measure(
     repeats: int,
     clock: Callable[[Callable[[], object]], float] = wall_ms,
     warmup: int = 2,
+    least_ms: float = _MIN_MS,
 ) -> list[list[float]]:
     """Milliseconds of every call of every rival; the rivals take turns, so that a drift hits all of them.
 
     Args:
         rivals: cases of one operation on one input.
-        repeats: rounds; up to 20 times as many where their sum stays below 0.2 s.
+        repeats: rounds; up to 20 times as many where their sum stays below ``least_ms``.
         clock: takes a function, runs it and gives milliseconds.
         warmup: rounds that do not count.
+        least_ms: time to spend on each rival on average.
     """
     times: list[list[float]] = [[] for _ in rivals]
     for number in range(warmup + repeats * _MAX_FACTOR):
-        if number >= warmup + repeats and sum(map(sum, times)) >= _MIN_MS * len(rivals):
+        if number >= warmup + repeats and sum(map(sum, times)) >= least_ms * len(rivals):
             break
         for case, own in zip(rivals, times):
             elapsed = clock(case.run)

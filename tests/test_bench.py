@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from wireframe.bench import fusion, gpu_ops, pipeline, timing
+from interpreter_bf16 import interpreted_bfloat16
+from wireframe.bench import attention, fusion, gpu_timing, model, pipeline, timing, transport
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
+STEPS = ["machine", "build", "tests", "kernels", "sanitizer", "attention", "transport", "model", "fusion"]
 ROW_KEYS = {
     "op", "provider", "shape", "p20_ms", "p50_ms", "p80_ms", "device", "threads", "torch", "numpy", "commit",
     "date",
@@ -55,6 +57,7 @@ def test_short_parts_are_repeated_more_often_but_not_for_ever():
     case = timing.Case("op", "p", "", lambda: None)
     assert [len(t) for t in timing.measure([case], 3, clock=lambda run: 50.0)] == [4]
     assert [len(t) for t in timing.measure([case], 3, clock=lambda run: 0.0)] == [60]
+    assert [len(t) for t in timing.measure([case], 3, clock=lambda run: 0.0, least_ms=0)] == [3]
 
 
 def test_a_row_holds_the_percentiles():
@@ -136,24 +139,143 @@ def test_the_table_puts_bars_and_published_figures_beside_the_times():
     assert "published code, other machine" in table.splitlines()[0]
 
 
-def test_gpu_ops_measures_every_built_implementation(tmp_path, capsys):
+def test_the_model_bench_measures_both_modes(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
-    assert gpu_ops.main(["--device", "cpu", "--small", "--repeats", "1", "--out", str(out)]) == 0
+    assert model.main(["--device", "cpu", "--small", "--repeats", "1", "--out", str(out)]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert all(row.keys() >= ROW_KEYS | {"peak_mib", "deterministic"} for row in rows)
-    for op in ("qk_norm_attention", "sinkhorn", "segment_matching"):
-        for mode in ("forward", "forward + backward"):
-            found = [row["provider"] for row in rows if row["op"] == f"{op} {mode}"]
-            assert found == list(gpu_ops.dispatch.BUILT[op])
-    assert rows[-1]["op"] == "Perceiver forward + backward"
+    assert [row["op"] for row in rows] == ["Perceiver forward", "Perceiver forward + backward"]
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
 
 
-def test_gpu_ops_says_that_it_skips_without_a_device(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("bench", [attention, model, transport])
+def test_gpu_benches_say_that_they_skip_without_a_device(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_ops.main(["--out", str(tmp_path / "rows.jsonl")]) == 0
-    assert capsys.readouterr().out == "skipped: no CUDA device\n"
+    assert bench.main(["--out", str(tmp_path / "rows.jsonl")]) == 0
+    *goals, last = capsys.readouterr().out.splitlines()
+    assert last == "skipped: no CUDA device" and all(line.endswith("not measured yet") for line in goals)
+    assert len(goals) == {attention: 16, model: 0, transport: 5}[bench]
     assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("bench, op, rivals", [
+    (attention, "qk_norm_attention", {
+        "reference", "triton", "flash, no norm, no mask", "torch.compile", "torch.compile, keys repeated",
+        "FlexAttention", "deterministic torch.compile", "atomic, 32 x 64",
+    }),
+    (transport, "sinkhorn", {"reference", "triton", "torch.compile", "deterministic torch.compile"}),
+])
+def test_the_benches_of_operations_measure_all_rivals(bench, op, rivals, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled where there is a CUDA device")
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--device", "cpu", "--small", "--repeats", "1", "--backend", "eager", "--out", str(out)]
+    with interpreted_bfloat16():
+        assert bench.main(arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    for mode in gpu_timing.MODES:
+        found = {row["provider"]: row for row in reversed(rows) if row["op"] == f"{op} {mode}"}
+        assert found.keys() == rivals
+        for provider, row in found.items():
+            assert row.keys() >= ROW_KEYS
+            # What computes the same must agree; what cannot run says why.
+            if "failed" in row:
+                assert provider == "FlexAttention" and row["p50_ms"] is None and row["failed"]
+            elif "flash" not in provider:
+                assert row["error"] < 1e-5, row
+    printed = capsys.readouterr().out
+    assert printed.count("not measured yet") == len(bench.goals([])) and "x our time" in printed
+
+
+def gpu_problem(*rivals, modes=gpu_timing.MODES):
+    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    given = {"double": lambda: lambda: 2 * x, "wrong": lambda: lambda: 2.2 * x, "broken": lambda: broken}
+    return gpu_timing.Problem(
+        "op", "3", [x], torch.ones(3), [gpu_timing.Rival(name, given[name], **more) for name, more in rivals], modes
+    )
+
+
+def broken():
+    raise RuntimeError("does\nnot run")
+
+
+def test_a_rival_that_fails_has_a_row_with_the_reason_and_stops_nobody():
+    problem = gpu_problem(("double", {}), ("broken", {}), ("wrong", {}), ("wrong", {"exact": False}))
+    rows = list(gpu_timing.compare(problem, {"device": "d"}, "cpu", 1, quick=True))
+    assert [row["op"] for row in rows[::4]] == [f"op {mode}" for mode in gpu_timing.MODES]
+    for failed, right, wrong, other in zip(*(rows[i::4] for i in range(4))):
+        assert failed["failed"] == "does not run" and failed["provider"] == "broken" and failed["device"] == "d"
+        assert right["error"] == 0 and wrong["error"] == pytest.approx(0.1) and other["error"] is None
+    assert "broken, 3: not measured: does not run" in gpu_timing.describe(rows[0])
+
+
+def test_a_backward_is_timed_without_its_forward():
+    calls = []
+    x = torch.ones(2, requires_grad=True)
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            calls.append("forward")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            calls.append("backward")
+            return gradient
+
+    rivals = [gpu_timing.Rival("a", lambda: lambda: Watched.apply(x))]
+    problem = gpu_timing.Problem("op", "2", [x], torch.ones(2), rivals)
+    seen = {}
+    for mode in gpu_timing.MODES:
+        run = gpu_timing._Call(rivals[0].build(), mode, problem, rivals[0])
+        run.prepare()
+        before = len(calls)
+        run()
+        seen[mode] = calls[before:]
+    assert seen == {
+        "forward": ["forward"], "backward": ["backward"], "forward + backward": ["forward", "backward"],
+    }  # fmt: skip
+
+
+def row_of(op, provider, shape, p50):
+    return {"op": op, "provider": provider, "shape": shape, "p50_ms": p50}
+
+
+def test_goals_compare_with_the_fastest_form_of_a_rival():
+    shape = "32 x 4/2 x 256 x 2048 x 64, bfloat16"
+    masked, both = f"{shape}, key mask", "qk_norm_attention forward + backward"
+    rows = [
+        row_of(both, "triton", masked, 2.0),
+        row_of(both, "torch.compile", masked, 9.0),
+        row_of(both, "torch.compile, keys repeated", masked, 2.4),
+        row_of(both, "deterministic torch.compile", masked, 1.0),
+        row_of(both, "atomic, 32 x 128", masked, None),
+        row_of(both, "atomic, 64 x 64", masked, 1.95),
+        row_of(both, "flash, no norm, no mask", shape, 1.6),
+    ]
+    lines = [line for line in attention.goals(rows) if "measured yet" not in line]
+    assert [line.rpartition(", ")[2] for line in lines] == [
+        "measured 1.2 x: missed", "measured 0.8 x: met", "measured 1.03 x: met",
+    ]  # fmt: skip
+    sizes = "64 x 64 x 64, 20 iterations, fp32"
+    rows = [row_of("sinkhorn forward in a graph", "triton", sizes, 0.0115)]
+    assert sum("measured 11.5 us: met" in line for line in transport.goals(rows)) == 1
+
+
+def test_no_further_shape_begins_when_the_time_is_over(capsys):
+    arguments = ["--device", "cpu", "--small", "--seconds", "0"]
+    assert gpu_timing.main("x", "x", lambda *_: iter([gpu_problem(("double", {}))]), lambda rows: [], arguments) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["op, 3: left out, 0 s are over"]
+
+
+def test_our_own_failure_is_the_exit_status(monkeypatch):
+    arguments = ["--device", "cpu", "--small", "--repeats", "1"]
+    for name, status in (("triton", 1), ("rival", 0)):
+        problem = gpu_problem(("double", {}), ("broken", {}))
+        problem = problem._replace(rivals=[problem.rivals[0], problem.rivals[1]._replace(provider=name)])
+        made = iter([problem])
+        assert gpu_timing.main("x", "x", lambda *_, made=made: made, lambda rows: [], arguments) == status
 
 
 def run_check(cwd, **changes):
@@ -183,15 +305,18 @@ def test_gpu_check_ends_well_without_a_device_and_with_the_core_packages_alone(t
     done = run_check(tmp_path, **environment)
     summary = (tmp_path / "results" / "summary.txt").read_text()
     assert done.returncode == 0, done.stdout + done.stderr
-    for step in ("machine", "build", "tests", "gpu_ops", "fusion"):
+    for step in STEPS:
         assert re.search(rf"^{step}: exit status 0, \d+ s", summary, re.MULTILINE), summary
     assert re.search(r"^build: .*wireframe\._C: built with ", summary, re.MULTILINE), summary
-    assert len(re.findall("skipped: no CUDA device;", summary)) == 3
+    assert len(re.findall("skipped: no CUDA device;", summary)) == len(STEPS) - 2
     assert "torch " in summary and "device: none" in summary
     assert done.stdout == summary
-    files = list((tmp_path / "results").rglob("*"))
-    assert all(path.is_file() for path in files) and len(files) <= 8
-    assert re.search(r"\d+ skipped", (tmp_path / "results" / "tests.log").read_text())
+    # Rows are written where something was measured.
+    assert sorted(path.name for path in (tmp_path / "results").rglob("*")) == ["steps.log", "summary.txt"]
+    log = (tmp_path / "results" / "steps.log").read_text()
+    assert re.findall("^== (.*)$", log, re.MULTILINE) == STEPS
+    # Two steps, and three parts of a step that are named again at its end.
+    assert len(re.findall(r"\d+ skipped", log)) == 2 + 2 * 3 and "passed" not in log
 
 
 def test_gpu_check_runs_every_step_when_one_fails(tmp_path):
@@ -200,8 +325,8 @@ def test_gpu_check_runs_every_step_when_one_fails(tmp_path):
     broken.chmod(0o755)
     done = run_check(tmp_path, PYTHON=str(broken))
     assert done.returncode == 1
-    for step in ("machine", "build", "tests", "gpu_ops", "fusion"):
-        line = rf"^{step}: exit status 3, \d+ s; it is broken$"
+    for step in STEPS:
+        line = rf"^{step}: exit status 3, \d+ s; it is broken(\|it is broken\|it is broken)?$"
         assert re.search(line, done.stdout, re.MULTILINE), done.stdout
     assert "skipped" not in done.stdout
 
@@ -210,7 +335,7 @@ def test_gpu_check_fits_into_nine_minutes():
     text = SCRIPT.read_text()
     limits = [int(seconds) for seconds in re.findall(r"^step \w+ (\d+) ", text, re.MULTILINE)]
     after = int(re.search(r"--kill-after=(\d+)", text).group(1))
-    assert len(limits) == 5 and sum(limits) + after * len(limits) < 9 * 60
+    assert len(limits) == len(STEPS) and sum(limits) + after * len(limits) < 9 * 60
     assert os.access(SCRIPT, os.X_OK)
 
 

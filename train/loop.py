@@ -3,7 +3,6 @@ uninterrupted one."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -15,6 +14,7 @@ import torch
 from wireframe import hashing
 from wireframe.errors import ConfigError, WireframeError
 from wireframe.files import atomic_write
+from wireframe.kernels.determinism import deterministic
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
 from wireframe.train.config import OptimizerConfig, StageConfig, TrainConfig
@@ -44,7 +44,7 @@ def train(
 
     Raises:
         ConfigError: no set has a stage's number of points. CheckpointError: ``out`` belongs to another configuration.
-        WireframeError: the loss is not finite.
+        WireframeError: the loss is not finite. DeterminismError: CUDA started unprepared.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def train(
         if stage.points not in sets:
             raise ConfigError(f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}")
     # Dropout draws from torch's generator; the caller's is given back as it was.
-    with _deterministic(), torch.random.fork_rng(devices=[]):
+    with deterministic(), torch.random.fork_rng(devices=[]):
         model, optimizer = _start(config)
         found = checkpoints.latest(out)
         step = checkpoints.load(found, model, optimizer, config, fingerprints) if found else 0
@@ -75,19 +75,6 @@ def train(
         return found
     model.eval().save_pretrained(out / "model")
     return out / "model"
-
-
-@contextlib.contextmanager
-def _deterministic():
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    # Nothing here reads memory it has not written; filling all of it would only cost time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def _start(config: TrainConfig) -> tuple[Perceiver, torch.optim.Optimizer]:
