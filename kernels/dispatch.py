@@ -137,15 +137,24 @@ def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
     lines = []
     for device in devices:
         if op in MODEL_OPS:
-            chosen = choose(op, "auto", device)
-            line = f"{op} on {device} tensors: {'Triton' if chosen == 'triton' else 'reference (PyTorch)'}"
-            problem = _triton_problem(device)
-            lines.append(f"{line}; not triton: {problem}" if problem else line)
+            lines.append(f"{op}: {_model_choice()}" if device == "cpu" else f"{op} on {device} tensors: {_triton(device)}")
         elif device == "cpu":
             lines.append(f"{op}: {_choice(op, device)}")
         elif op in NATIVE_ON_CUDA:
             lines.append(f"{op} on {device} tensors: {_choice(op, device)}")
     return lines
+
+
+def _model_choice() -> str:
+    problem = _triton_problem("cpu")
+    if problem is None:
+        return "reference (PyTorch); also runs: triton (interpreted)"
+    return "reference (PyTorch); " + ("triton takes CUDA tensors" if _TRITON_INSTALLED else f"not triton: {problem}")
+
+
+def _triton(device: str) -> str:
+    problem = _triton_problem(device)
+    return "triton" if problem is None else f"reference (PyTorch); not triton: {problem}"
 
 
 def _choice(op: str, device: str) -> str:

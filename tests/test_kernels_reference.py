@@ -278,7 +278,19 @@ def test_an_implementation_is_obeyed_or_refused():
         for impl in ("native", "triton"):
             with pytest.raises(dispatch.ImplementationError, match=impl):
                 call(impl)
-        assert dispatch.why(op)[0].startswith(f"{op} on cpu tensors: reference")
+
+
+def test_why_says_what_runs_on_each_device(monkeypatch):
+    on_cpu = "also runs: triton (interpreted)" if dispatch.INTERPRETED else "triton takes CUDA tensors"
+    problems = {"cpu": dispatch._triton_problem("cpu"), "cuda": "the GPU is too old"}
+    monkeypatch.setattr(dispatch, "_triton_problem", problems.get)
+    found = dispatch.why("sinkhorn", ("cpu", "cuda"))
+    assert found == [
+        f"sinkhorn: reference (PyTorch); {on_cpu}",
+        "sinkhorn on cuda tensors: reference (PyTorch); not triton: the GPU is too old",
+    ]
+    problems["cuda"] = None
+    assert dispatch.why("sinkhorn", ("cuda",)) == ["sinkhorn on cuda tensors: triton"]
 
 
 def test_the_folder_cannot_be_imported_under_its_bare_name():

@@ -1,7 +1,7 @@
-"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, demo.
+"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, bench, demo.
 
-Exit status: 0 done, 1 done but nothing came of it (every scene failed) or a shard broke off, 2 wrong input, 3 a fault
-of ours, 130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
+Exit status: 0 done, 1 done but nothing came of it (every scene failed), a shard broke off or a check failed, 2 wrong
+input, 3 a fault of ours, 130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import wireframe
-from wireframe.errors import WireframeError, one_line
+from wireframe.errors import ConfigError, WireframeError, one_line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -205,6 +205,10 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from wireframe.kernels.determinism import prepare_process
+
+    # Before anything can start CUDA.
+    prepare_process()
     import torch
 
     from wireframe.train.config import BASE_CONFIG, load_config
@@ -319,6 +323,29 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench_arguments(command: argparse.ArgumentParser) -> None:
+    # What wireframe.kernels.launch plans for, and no import for --help.
+    architectures = (80, 86, 89, 90)
+    command.add_argument("part", choices=("static",), help="static: compile every kernel without a GPU and report")
+    command.add_argument(
+        "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
+    )
+    command.add_argument("--out", type=_path, help="JSON file for the report; rows of other architectures stay in it")
+    command.add_argument("--check", type=_path, metavar="REPORT", help="compile what may have changed, and compare")
+    _workers(command)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from wireframe.bench import static
+
+    if arguments.check and arguments.out:
+        raise ConfigError("--check compares with a report and --out writes one: choose")
+    how = {"workers": arguments.workers, "progress": not arguments.quiet}
+    if arguments.check:
+        return static.check(arguments.check, **how)
+    return static.run(arguments.arch, arguments.out, **how)
+
+
 # argparse names the type of a bad value by these.
 for _check in (_positive, _non_negative):
     _check.__name__ = "whole number"
@@ -331,5 +358,6 @@ _COMMANDS = {
     "train": (_train_arguments, _train, "train a model on sampled rows, or go on where it stopped"),
     "predict": (_predict_arguments, _predict, "predict wireframes of raw scenes into a JSON file"),
     "eval": (_eval_arguments, _eval, "predict and score scenes with ground truth"),
+    "bench": (_bench_arguments, _bench, "compile every kernel for every architecture ahead of time, and check it"),
     "demo": (_demo_arguments, _demo, "predict, score and draw held-out synthetic scenes with the shipped model"),
 }

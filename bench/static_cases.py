@@ -1,0 +1,211 @@
+"""What ``wireframe bench static`` compiles: every operation at the shapes of the product, on each architecture.
+
+The planners are those of the operations, so a case cannot differ from what is launched. Cases that come to the same
+binary are compiled once. Attention has all four shapes of the model at its own head dimension; at the others, what
+reaches every entry of the tile table.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from wireframe.bench import atomic_attention
+from wireframe.kernels import (
+    qk_norm_attention_backward,
+    qk_norm_attention_forward,
+    segment_cost_triton,
+    segment_matching_triton,
+    sinkhorn,
+    sinkhorn_triton,
+)
+from wireframe.kernels.launch import Launch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Of the published model: 4 query heads of 64 share 2 key/value heads; scenes of a training step.
+HEADS, KV_HEADS, HEAD_DIM, BATCH = 4, 2, 64, 32
+
+# Of the published loss; the weights are no part of a binary. Transport problems of a training step.
+EPS, ITERS, DUSTBIN, WEIGHTS = 0.1, 20, 0.3, (1.0, 1.0, 1.0)
+PROBLEMS = 64
+
+
+# Fewest warps on a multiprocessor that a kernel may come down to, on any architecture; others by dtype and dimension.
+# Raised when a kernel gets leaner, never lowered to let a report pass.
+LEAST_WARPS = {
+    "_qk_norm_attention_keys_kernel": {"all": 48, "fp32 128": 32},
+    "_qk_norm_attention_fwd_kernel": {"all": 8, "bf16 32": 12, "fp16 32": 12, "fp32 32": 16},
+    "_qk_norm_attention_chunks_kernel": {"all": 36, "fp32 128": 28},
+    "_qk_norm_attention_dq_kernel": {"all": 8, "bf16 32": 12, "fp16 32": 12, "fp32 32": 16, "fp32 128": 4},
+    "_qk_norm_attention_dkv_kernel": {"all": 8, "bf16 32": 12, "fp32 32": 16, "fp32 128": 4},
+    "_qk_norm_attention_dlog_scale_kernel": {"all": 48},
+    "_atomic_attention_rows_kernel": {"all": 40},
+    "_atomic_attention_bwd_kernel": {"all": 8},
+    "_atomic_attention_dq_kernel": {"all": 28},
+    "_sinkhorn_fwd_kernel": {"all": 12, "fp32 128": 8},
+    "_sinkhorn_bwd_kernel": {"all": 8},
+    "_sinkhorn_streamed_fwd_kernel": {"all": 16},
+    "_sinkhorn_streamed_bwd_kernel": {"all": 8},
+    "_segment_matching_fwd_kernel": {"all": 8, "fp32 64": 12},
+    "_segment_matching_bwd_kernel": {"all": 8},
+    "_segment_cost_fwd_kernel": {"all": 24},
+    "_segment_cost_bwd_kernel": {"all": 8},
+}
+
+
+class Case(NamedTuple):
+    """One call of an operation, or of its gradient.
+
+    dim: head dimension, or the side of a transport problem. plan: launches on an architecture. flops: of the products
+    of a launch, by the name of its kernel.
+    """
+
+    name: str
+    dtype: str
+    dim: int
+    plan: Callable[[int], list[Launch]]
+    flops: Mapping[str, float]
+
+
+def minimum_warps(kernel: str, dtype: str, dim: int) -> int:
+    least = LEAST_WARPS[kernel]
+    return least.get(f"{dtype} {dim}", least["all"])
+
+
+def cases() -> list[Case]:
+    return [*_attention_cases(), *_transport_cases()]
+
+
+def _attention_cases() -> Iterator[Case]:
+    for dtype in DTYPES:
+        attention = functools.partial(_attention, dtype)
+        yield from attention("cross", HEAD_DIM, BATCH, 256, 4096, masked=True)
+        yield from attention("one scene", HEAD_DIM, 1, 256, 4096, masked=True, backward=False)
+        yield from attention("latent", HEAD_DIM, BATCH, 256, 256, masked=False)
+        for dim in (32, 128):
+            yield from attention("cross", dim, BATCH, 256, 4096, masked=True)
+            if dtype != "fp16":
+                yield from attention("one scene", dim, 1, 256, 4096, masked=True, backward=False)
+            yield from attention("one chunk", dim, BATCH, 256, 512, masked=True, backward=False)
+    yield from _attention("bf16", "decoder", HEAD_DIM, BATCH, 64, 256, masked=False)
+    yield from _attention("bf16", "cross", HEAD_DIM, BATCH, 256, 2048, masked=False, backward=False)
+    yield _atomic_attention(atomic_attention.TILES[0])
+
+
+class _Attention:
+    """Tensors of one call, as the operation allocates them, without memory."""
+
+    def __init__(self, dtype: str, dim: int, batch: int, queries: int, keys: int, masked: bool) -> None:
+        q, out, do, dq = (_empty(batch, queries, HEADS, dim, dtype=DTYPES[dtype]) for _ in range(4))
+        k, v, dk, dv = (_empty(batch, keys, KV_HEADS, dim, dtype=DTYPES[dtype]) for _ in range(4))
+        log_scale, dlog_scale = (_empty(HEADS) for _ in range(2))
+        lse = _empty(batch, KV_HEADS, queries * HEADS // KV_HEADS)
+        mask = _empty(batch, keys, dtype=torch.bool) if masked else None
+        self.forward = (q, k, v, log_scale, mask, out, lse)
+        self.backward = (do, *self.forward, dq, dk, dv, dlog_scale)
+        product = 2.0 * batch * HEADS * queries * keys * dim
+        self.flops = {
+            "_qk_norm_attention_keys_kernel": 2.0 * batch * KV_HEADS * keys * dim,
+            "_qk_norm_attention_fwd_kernel": 2 * product,
+            "_qk_norm_attention_dq_kernel": 3 * product,
+            "_qk_norm_attention_dkv_kernel": 4 * product,
+            "_atomic_attention_bwd_kernel": 5 * product,
+        }
+
+
+def _attention(
+    dtype: str, name: str, dim: int, batch: int, queries: int, keys: int, *, masked: bool, backward: bool = True
+) -> Iterator[Case]:
+    tensors = _Attention(dtype, dim, batch, queries, keys, masked)
+    name = f"{name} {batch}x{HEADS}x{queries}x{keys}{' masked' if masked else ''}"
+
+    def plan_forward(architecture: int) -> list[Launch]:
+        return qk_norm_attention_forward.plan_forward(*tensors.forward, architecture)
+
+    def plan_backward(architecture: int) -> list[Launch]:
+        return qk_norm_attention_backward.plan_backward(*tensors.backward, architecture)
+
+    yield Case(name, dtype, dim, plan_forward, tensors.flops)
+    if backward:
+        yield Case(name, dtype, dim, plan_backward, tensors.flops)
+
+
+def _atomic_attention(tile: atomic_attention.Tile) -> Case:
+    tensors = _Attention("bf16", HEAD_DIM, BATCH, 256, 4096, masked=True)
+    plan = functools.partial(atomic_attention.plan_atomic_backward, *tensors.backward, tile)
+    return Case(f"atomic {BATCH}x{HEADS}x256x4096 masked", "bf16", HEAD_DIM, lambda architecture: plan(), tensors.flops)
+
+
+def _transport_cases() -> Iterator[Case]:
+    for side in (64, 32, 128, 256):
+        yield from _sinkhorn(side)
+    for side in (64, 32, 128):
+        yield from _segment_matching(side)
+    yield from _segment_cost(64)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _iterations(op: str, side: int) -> dict[str, float]:
+    """Products of all iterations: two with the kernel matrix each; backwards two more and an update of rank two."""
+    entries = 2.0 * PROBLEMS * side * side * ITERS
+    return {f"_{op}_fwd_kernel": 2 * entries, f"_{op}_bwd_kernel": 4 * entries}
+
+
+def _sinkhorn(side: int) -> Iterator[Case]:
+    cost, dcost = (_empty(PROBLEMS, side, side) for _ in range(2))
+    log_plan, grad = (_empty(PROBLEMS, side + 1, side + 1) for _ in range(2))
+    u, v, x, y = (_empty(PROBLEMS, ITERS, side + 1) for _ in range(4))
+    mask = _empty(PROBLEMS, side, dtype=torch.bool)
+    settings = {"eps": EPS, "dustbin": DUSTBIN, "lowest": sinkhorn.lowest_cost(EPS, DUSTBIN)}
+    plan_forward = functools.partial(sinkhorn_triton.plan_forward, cost, mask, log_plan, iters=ITERS, **settings)
+    plan_backward = functools.partial(sinkhorn_triton.plan_backward, cost, mask, grad, u, v, dcost, x, y, **settings)
+    flops = _iterations("sinkhorn", side) | _iterations("sinkhorn_streamed", side)
+    name = f"sinkhorn {PROBLEMS}x{side}x{side}"
+    yield Case(name, "fp32", side, lambda arch: plan_forward(u, v, architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
+    if side == 64:
+        # Nothing is saved where no gradient is wanted.
+        nothing = _empty(PROBLEMS, 0, side + 1)
+        name = f"{name} without gradient"
+        yield Case(name, "fp32", side, lambda arch: plan_forward(nothing, nothing, architecture=arch), flops)
+
+
+def _segment_matching(side: int) -> Iterator[Case]:
+    pred, target, dpred, dtarget = (_empty(PROBLEMS, side, 2, 3) for _ in range(4))
+    u, v = (_empty(PROBLEMS, ITERS, side + 1) for _ in range(2))
+    mask, loss, log_u = _empty(PROBLEMS, side, dtype=torch.bool), _empty(PROBLEMS), _empty(PROBLEMS, side)
+    plan, terms = (_empty(PROBLEMS, side, side) for _ in range(2))
+    settings = {"weights": WEIGHTS, "eps": EPS, "dustbin": DUSTBIN}
+    plan_forward = functools.partial(
+        segment_matching_triton.plan_forward, pred, target, mask, loss, plan, log_u, u, v, iters=ITERS, **settings
+    )
+    # Of the mean over scenes: one number for all.
+    grad = _empty(1).expand(PROBLEMS)
+    plan_backward = functools.partial(
+        segment_matching_triton.plan_backward, grad, pred, target, mask, u, v, dpred, dtarget, terms, **settings
+    )
+    flops = _iterations("segment_matching", side)
+    name = f"segment_matching {PROBLEMS}x{side}x{side}"
+    yield Case(name, "fp32", side, lambda arch: plan_forward(architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
+
+
+def _segment_cost(side: int) -> Iterator[Case]:
+    pred, target, dpred, dtarget = (_empty(PROBLEMS, side, 2, 3) for _ in range(4))
+    cost, grad = (_empty(PROBLEMS, side, side) for _ in range(2))
+    plan_forward = functools.partial(segment_cost_triton.plan_forward, pred, target, cost, weights=WEIGHTS)
+    plan_backward = functools.partial(
+        segment_cost_triton.plan_backward, pred, target, grad, dpred, dtarget, weights=WEIGHTS
+    )
+    # The differences of midpoints squared, and the cosines: two products of three terms a pair.
+    flops = {"_segment_cost_fwd_kernel": 2.0 * 6 * PROBLEMS * side * side}
+    name = f"segment_cost {PROBLEMS}x{side}x{side}"
+    yield Case(name, "fp32", side, lambda arch: plan_forward(architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
