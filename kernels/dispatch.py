@@ -137,7 +137,8 @@ def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
     lines = []
     for device in devices:
         if op in MODEL_OPS:
-            lines.append(f"{op}: {_model_choice()}" if device == "cpu" else f"{op} on {device} tensors: {_triton(device)}")
+            found = f": {_model_choice()}" if device == "cpu" else f" on {device} tensors: {_triton(device)}"
+            lines.append(op + found)
         elif device == "cpu":
             lines.append(f"{op}: {_choice(op, device)}")
         elif op in NATIVE_ON_CUDA:

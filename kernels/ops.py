@@ -6,7 +6,8 @@ from wireframe.kernels.point_sampling import centre_and_scale, priority_sample
 from wireframe.kernels.point_subsets import farthest_point_sample, voxel_sample
 from wireframe.kernels.points3d import parse_points3d
 from wireframe.kernels.qk_norm_attention import qk_norm_attention
-from wireframe.kernels.segment_matching import segment_cost, segment_matching
+from wireframe.kernels.segment_cost import segment_cost
+from wireframe.kernels.segment_matching import segment_matching
 from wireframe.kernels.sinkhorn import sinkhorn
 from wireframe.kernels.view_fusion import clip_limits, depth_points, house_mask, point_tiers, vote_labels
 
