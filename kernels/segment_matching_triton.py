@@ -18,11 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wireframe.kernels import sinkhorn_scaling
 from wireframe.kernels.launch import Launch
 from wireframe.kernels.segment_cost_triton import weight_arguments
 from wireframe.kernels.segment_pairs import load_segments, pair_cost, pair_gradient, store_endpoint_gradients
 from wireframe.kernels.sinkhorn_scaling import (
+    BACKWARD_TILES,
+    FORWARD_TILES,
     by_column,
     by_row,
     column_offsets,
@@ -36,6 +37,7 @@ from wireframe.kernels.sinkhorn_scaling import (
     store_tile,
     sum_columns,
     sum_rows,
+    tile_arguments,
     total,
 )
 from wireframe.kernels.sinkhorn_triton import scores
@@ -201,13 +203,6 @@ def _segment_matching_bwd_kernel(
     )  # fmt: skip
 
 
-def _shape_arguments(rows: int, columns: int) -> tuple[dict[str, int], int]:
-    """The constants that a problem's shape fixes, and its warps."""
-    side = sinkhorn_scaling.tile_side(rows, columns)
-    warps, lanes = sinkhorn_scaling.TILES[side]
-    return {"rows": rows, "columns": columns, "SIDE": side, "LANES": lanes, "BR": _BLOCK_ROWS}, warps
-
-
 def plan_forward(
     pred: Tensor,  # [B, N, 2, 3]
     target: Tensor,  # [B, M, 2, 3]
@@ -228,11 +223,13 @@ def plan_forward(
 
     The outputs and the scratch log_u are float32. The same tiles serve every architecture.
     """
-    shape, warps = _shape_arguments(plan.shape[1], plan.shape[2])
+    _, rows, columns = plan.shape
+    tile, warps = tile_arguments(FORWARD_TILES, rows, columns)
     arguments = {
         "p_pred": pred, "p_target": target, "p_mask": target_mask, "p_loss": loss, "p_plan": plan,
         "p_log_u": log_u, "p_u": u, "p_v": v,
-        **weight_arguments(weights), **scores(eps, dustbin), "iters": iters, "SAVE": u.shape[1] > 0, **shape,
+        **weight_arguments(weights), **scores(eps, dustbin), "rows": rows, "columns": columns, "iters": iters,
+        "SAVE": u.shape[1] > 0, **tile, "BR": _BLOCK_ROWS,
     }  # fmt: skip
     return [Launch(_segment_matching_fwd_kernel, (plan.shape[0],), arguments, warps)]
 
@@ -254,10 +251,12 @@ def plan_backward(
     architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all but grad, which may be expanded; gradients and the scratch terms are float32."""
-    shape, warps = _shape_arguments(pred.shape[1], target.shape[1])
+    rows, columns = pred.shape[1], target.shape[1]
+    tile, warps = tile_arguments(BACKWARD_TILES, rows, columns)
     arguments = {
         "p_pred": pred, "p_target": target, "p_mask": target_mask, "p_grad": grad, "p_terms": terms,
         "p_dpred": dpred, "p_dtarget": dtarget, "p_u": u, "p_v": v, "grad_stride": grad.stride(0),
-        **weight_arguments(weights), **scores(eps, dustbin), "inverse_eps": 1.0 / eps, "iters": u.shape[1], **shape,
+        **weight_arguments(weights), **scores(eps, dustbin), "rows": rows, "columns": columns,
+        "inverse_eps": 1.0 / eps, "iters": u.shape[1], **tile, "BR": _BLOCK_ROWS,
     }  # fmt: skip
     return [Launch(_segment_matching_bwd_kernel, (pred.shape[0],), arguments, warps)]

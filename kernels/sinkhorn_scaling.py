@@ -8,10 +8,10 @@ and what follows multiplies and adds:
 Logarithms are to base 2 throughout. The dustbin row and column are vectors beside the tile; every real column of the
 dustbin row holds the same score, so that the row is one number. K is 0 where an entry of the tile is not real.
 
-The form holds while 2 max(dustbin, 0) + max(-min C, 0) <= 64 eps. An entry whose K is lost to underflow, K < e^-87, is
-then below e^-20 of its row in every plan: the dustbin, which K holds at e^-64 or more, draws more by that factor. And
-the scalings stay within e^64 times the number of entries, since a step moves them no further than the fixed point lies.
-Costs that are large, or inf, only underflow.
+The form holds while 2 max(dustbin, 0) + max(-min C, 0) <= 64 eps. K of the dustbin column is then e^-64 or more, over
+the number of columns, with what its potential may lag behind those of other columns taken off; so an entry that is lost
+to underflow, K < e^-87, would be about e^-18 of its row in any plan. And the scalings stay within e^64 times the number
+of entries, since no step moves them further than the fixed point lies. Costs that are large, or inf, only underflow.
 
 The adjoint of an iteration, from the gradients du, dv of log u_t, log v_t, where V is v of the iteration before:
     x_j = v_j dv_j / b_j,    du_i -= u_i sum_j K_ij x_j,    y_i = u_i du_i / a_i,    dv_j = -V_j sum_i K_ij y_i,
@@ -27,13 +27,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Warps of a problem and columns L side by side, by the side of its tile. One warp exchanges nothing in shared memory.
-TILES = {32: (1, 8), 64: (4, 16), 128: (8, 16)}
+# Warps of a problem and columns L side by side, by the side of its tile: those that compile without spills everywhere.
+FORWARD_TILES = {32: (2, 8), 64: (4, 16), 128: (8, 16)}
+BACKWARD_TILES = {32: (1, 8), 64: (4, 16), 128: (8, 16)}
 
 
-def tile_side(rows: int, columns: int) -> int:
-    """The smallest tile that holds a problem of at most 128 x 128."""
-    return next(side for side in TILES if max(rows, columns) <= side)
+def tile_arguments(tiles: dict[int, tuple[int, int]], rows: int, columns: int) -> tuple[dict[str, int], int]:
+    """The constants of the smallest tile that holds a problem of at most 128 x 128, and its warps."""
+    side = next(side for side in tiles if max(rows, columns) <= side)
+    warps, lanes = tiles[side]
+    return {"SIDE": side, "LANES": lanes}, warps
 
 
 @triton.jit

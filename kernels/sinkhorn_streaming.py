@@ -22,9 +22,15 @@ BLOCK_ROWS = 16
 
 
 @triton.jit
-def _load_scores(p_cost, o_row, o_col, m_real, rows, columns, scale):
-    # [BR, side]
-    m_tile = (o_row < rows)[:, None] & m_real[None, :]
+def load_columns(p_mask, o_col, columns):
+    """Which columns are real; any shape."""
+    return tl.load(p_mask + o_col, mask=o_col < columns, other=0) != 0
+
+
+@triton.jit
+def _load_scores(p_cost, p_mask, o_row, o_col, rows, columns, scale):
+    # [BR, side]. The mask is loaded for each block: triton 3.6 cannot compile one load for the loop and its start.
+    m_tile = (o_row < rows)[:, None] & load_columns(p_mask, o_col, columns)[None, :]
     b_cost = tl.load(p_cost + o_row[:, None] * columns + o_col[None, :], mask=m_tile, other=float("inf"))
     return -b_cost.to(tl.float32) * scale
 
@@ -49,7 +55,7 @@ def _bin_row(b_v, v_bin, score_bin, mass_bin):
 
 @triton.jit
 def _iteration(
-    p_cost, b_v, v_bin, m_real, o_col, rows, columns, scale, score_bin, mass_rows, mass_bin, p_u,
+    p_cost, p_mask, b_v, v_bin, m_real, o_col, rows, columns, scale, score_bin, mass_rows, mass_bin, p_u,
     SAVE: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """v of the next iteration; u goes to p_u [rows + 1] if saved."""
@@ -60,7 +66,7 @@ def _iteration(
     bin_top, bin_total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
     for start in range(0, rows, BR):
         o_row = start + tl.arange(0, BR)
-        b_scores = _load_scores(p_cost, o_row, o_col, m_real, rows, columns, scale)
+        b_scores = _load_scores(p_cost, p_mask, o_row, o_col, rows, columns, scale)
         b_u = _row_block(b_scores, b_v, score_bin, v_bin, o_row < rows)
         b_entries = b_scores + b_u[:, None]
         b_higher = tl.maximum(b_top, tl.max(b_entries, 0))
@@ -81,19 +87,20 @@ def _iteration(
 
 @triton.jit
 def streaming_forward(
-    p_cost, p_out, p_u, p_v, m_real, rows, columns, scale, score_bin, iters,
+    p_cost, p_mask, p_out, p_u, p_v, rows, columns, scale, score_bin, iters,
     SAVE: tl.constexpr, SIDE: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """log_plan of one problem. Potentials saved, [iters, rows + 1] and [iters, columns + 1]: log2 u and log2 v."""
     o_col = tl.arange(0, SIDE)
+    m_real = load_columns(p_mask, o_col, columns)
     mass_rows, mass_bin = rows * 1.0, tl.sum(m_real.to(tl.float32), 0)
     b_v, v_bin = tl.where(m_real, 0.0, float("-inf")), tl.full((), 0.0, tl.float32)
     b_past, past_bin = b_v, v_bin
     for _ in range(iters):
         b_past, past_bin = b_v, v_bin
         b_v, v_bin = _iteration(
-            p_cost, b_past, past_bin, m_real, o_col, rows, columns, scale, score_bin, mass_rows, mass_bin, p_u,
-            SAVE=SAVE, BR=BR,
+            p_cost, p_mask, b_past, past_bin, m_real, o_col, rows, columns, scale, score_bin, mass_rows, mass_bin,
+            p_u, SAVE=SAVE, BR=BR,
         )  # fmt: skip
         if SAVE:
             tl.store(p_v + o_col, b_v, mask=o_col < columns)
@@ -106,7 +113,7 @@ def streaming_forward(
     for start in range(0, rows, BR):
         o_row = start + tl.arange(0, BR)
         m_row = o_row < rows
-        b_scores = _load_scores(p_cost, o_row, o_col, m_real, rows, columns, scale)
+        b_scores = _load_scores(p_cost, p_mask, o_row, o_col, rows, columns, scale)
         b_u = _row_block(b_scores, b_past, score_bin, past_bin, m_row)
         b_out = (b_scores + b_u[:, None] + b_v[None, :]) * ln2
         m_tile = m_row[:, None] & (o_col < columns)[None, :]
@@ -134,8 +141,8 @@ def _load_bin_gradient(p_grad, o_col, m_real, rows, columns, mass_bin):
 
 @triton.jit
 def _adjoint_iteration(
-    p_cost, p_grad, p_u, p_y, b_v, v_bin, b_past, past_bin, b_dv, dv_bin, du_bin, m_real, o_col, rows, columns,
-    scale, score_bin, mass_rows, mass_bin, last, BR: tl.constexpr,
+    p_cost, p_mask, p_grad, p_u, p_y, b_v, v_bin, b_past, past_bin, b_dv, dv_bin, du_bin, o_col, rows,
+    columns, scale, score_bin, mass_rows, mass_bin, last, m_real, BR: tl.constexpr,
 ):  # fmt: skip
     """dv of the iteration before; y = du / a goes to p_y [rows + 1]. last: u is the one that log_plan was made of."""
     x_bin = dv_bin / mass_rows
@@ -149,7 +156,7 @@ def _adjoint_iteration(
     for start in range(0, rows, BR):
         o_row = start + tl.arange(0, BR)
         m_row = o_row < rows
-        b_scores = _load_scores(p_cost, o_row, o_col, m_real, rows, columns, scale)
+        b_scores = _load_scores(p_cost, p_mask, o_row, o_col, rows, columns, scale)
         b_u = tl.load(p_u + o_row, mask=m_row, other=float("-inf"))
         b_scores += b_u[:, None]
         b_y = -tl.sum(b_dv[None, :] * tl.exp2(b_scores + b_v[None, :]), 1)
@@ -184,11 +191,12 @@ def _gradient_sums(p_grad, o_col, m_real, rows, columns, mass_bin, BR: tl.conste
 
 @triton.jit
 def streaming_backward(
-    p_cost, p_grad, p_dcost, p_u, p_v, p_x, p_y, m_real, rows, columns, scale, score_bin, grad_scale, iters,
+    p_cost, p_mask, p_grad, p_dcost, p_u, p_v, p_x, p_y, rows, columns, scale, score_bin, grad_scale, iters,
     SIDE: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """dcost [rows, columns] of one problem; scratch p_x [iters, columns + 1] and p_y [iters, rows + 1]."""
     o_col = tl.arange(0, SIDE)
+    m_real = load_columns(p_mask, o_col, columns)
     mass_rows, mass_bin = rows * 1.0, tl.sum(m_real.to(tl.float32), 0)
     b_dv, dv_bin, du_bin = _gradient_sums(p_grad, o_col, m_real, rows, columns, mass_bin, BR=BR)
     for turn in range(iters):
@@ -197,16 +205,16 @@ def streaming_backward(
         b_past, past_bin = _load_log_scaling(p_v + (t - 1) * (columns + 1), o_col, m_real, columns, t > 0)
         tl.store(p_x + t * (columns + 1) + o_col, b_dv, mask=o_col < columns)
         b_dv, dv_bin = _adjoint_iteration(
-            p_cost, p_grad, p_u + t * (rows + 1), p_y + t * (rows + 1), b_v, v_bin, b_past, past_bin, b_dv, dv_bin,
-            tl.where(turn == 0, du_bin, 0.0), m_real, o_col, rows, columns, scale, score_bin, mass_rows, mass_bin,
-            turn == 0, BR=BR,
+            p_cost, p_mask, p_grad, p_u + t * (rows + 1), p_y + t * (rows + 1), b_v, v_bin, b_past, past_bin,
+            b_dv, dv_bin, tl.where(turn == 0, du_bin, 0.0), o_col, rows, columns, scale, score_bin, mass_rows, mass_bin,
+            turn == 0, m_real, BR=BR,
         )  # fmt: skip
     # The last pass reads what other threads of this program have written.
     tl.debug_barrier()
     for start in range(0, rows, BR):
         o_row = start + tl.arange(0, BR)
         m_row = o_row < rows
-        b_scores = _load_scores(p_cost, o_row, o_col, m_real, rows, columns, scale)
+        b_scores = _load_scores(p_cost, p_mask, o_row, o_col, rows, columns, scale)
         b_ds = _load_gradient(p_grad, o_row, o_col, m_real, rows, columns)
         for t in range(iters):
             b_u = tl.load(p_u + t * (rows + 1) + o_row, mask=m_row, other=float("-inf"))

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from wireframe.kernels.launch import Launch
 from wireframe.kernels.sinkhorn_scaling import (
-    TILES,
+    BACKWARD_TILES,
+    FORWARD_TILES,
     by_column,
     by_row,
     column_offsets,
@@ -36,24 +37,18 @@ from wireframe.kernels.sinkhorn_scaling import (
     store_tile,
     sum_columns,
     sum_rows,
-    tile_side,
+    tile_arguments,
     total,
 )
-from wireframe.kernels.sinkhorn_streaming import BLOCK_ROWS, streaming_backward, streaming_forward
+from wireframe.kernels.sinkhorn_streaming import BLOCK_ROWS, load_columns, streaming_backward, streaming_forward
 
-# Above 128 a problem is streamed.
+# A problem above the largest of the tiles is streamed.
 _STREAMED_SIDE, _STREAMED_WARPS = 256, 8
 
 
 @triton.jit
-def _load_columns(p_mask, o_col, columns):
-    """Which columns are real."""
-    return tl.load(p_mask + o_col, mask=o_col < columns, other=0) != 0
-
-
-@triton.jit
 def _scaling_forward(
-    b_cost, p_out, p_u, p_v, m_real, o_row, o_col, rows, columns, scale, score_bin, mass_bin, iters,
+    b_cost, p_cost, p_out, p_u, p_v, m_real, o_row, o_col, rows, columns, scale, score_bin, mass_bin, iters,
     SAVE: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
     m_row = o_row < rows
@@ -69,6 +64,10 @@ def _scaling_forward(
     stride = columns + 1
     b_u, u_bin = b_first + tl.log2(b_u), first_bin + tl.log2(u_bin)
     b_v, v_bin = tl.log2(b_v), tl.log2(v_bin)
+    if SIDE > 64:
+        # The cost once more, instead of through all iterations in registers; the barrier keeps the two loads apart.
+        tl.debug_barrier()
+        b_cost = load_tile(p_cost, o_col, m_real, columns, rows, float("inf"), SIDE)
     b_out = (by_row(b_u) - b_cost * scale + by_column(b_v)) * ln2
     store_tile(p_out, b_out, o_col, stride, rows, columns, SIDE)
     tl.store(p_out + o_row * stride + columns, (score_bin + b_u + v_bin) * ln2, mask=m_row)
@@ -89,17 +88,16 @@ def _sinkhorn_fwd_kernel(
     p_u += batch * iters * (rows + 1)
     p_v += batch * iters * (columns + 1)
     o_row, o_col = tl.arange(0, SIDE), column_offsets(SIDE, LANES)
-    m_real = _load_columns(p_mask, o_col, columns)
+    m_real = load_columns(p_mask, o_col, columns)
     b_cost = load_tile(p_cost, o_col, m_real, columns, rows, float("inf"), SIDE)
     if tl.min(tl.min(tl.min(b_cost, 0), 0), 0) >= lowest:
         _scaling_forward(
-            b_cost, p_out, p_u, p_v, m_real, o_row, o_col, rows, columns, scale, score_bin,
+            b_cost, p_cost, p_out, p_u, p_v, m_real, o_row, o_col, rows, columns, scale, score_bin,
             total(m_real.to(tl.float32)), iters, SAVE=SAVE, SIDE=SIDE,
         )  # fmt: skip
     else:
-        m_flat = _load_columns(p_mask, tl.arange(0, SIDE), columns)
         streaming_forward(
-            p_cost, p_out, p_u, p_v, m_flat, rows, columns, scale, score_bin, iters, SAVE=SAVE, SIDE=SIDE, BR=BR,
+            p_cost, p_mask, p_out, p_u, p_v, rows, columns, scale, score_bin, iters, SAVE=SAVE, SIDE=SIDE, BR=BR,
         )  # fmt: skip
 
 
@@ -110,10 +108,9 @@ def _sinkhorn_streamed_fwd_kernel(
 ):  # fmt: skip
     """As ``_sinkhorn_fwd_kernel``, for problems too large for the registers."""
     batch = tl.program_id(0).to(tl.int64)
-    m_real = _load_columns(p_mask + batch * columns, tl.arange(0, SIDE), columns)
     streaming_forward(
-        p_cost + batch * rows * columns, p_out + batch * (rows + 1) * (columns + 1),
-        p_u + batch * iters * (rows + 1), p_v + batch * iters * (columns + 1), m_real,
+        p_cost + batch * rows * columns, p_mask + batch * columns, p_out + batch * (rows + 1) * (columns + 1),
+        p_u + batch * iters * (rows + 1), p_v + batch * iters * (columns + 1),
         rows, columns, scale, score_bin, iters, SAVE=SAVE, SIDE=SIDE, BR=BR,
     )  # fmt: skip
 
@@ -160,7 +157,7 @@ def _sinkhorn_bwd_kernel(
     p_u += batch * iters * (rows + 1)
     p_v += batch * iters * (columns + 1)
     o_row, o_col = tl.arange(0, SIDE), column_offsets(SIDE, LANES)
-    m_real = _load_columns(p_mask, o_col, columns)
+    m_real = load_columns(p_mask, o_col, columns)
     b_cost = load_tile(p_cost, o_col, m_real, columns, rows, float("inf"), SIDE)
     # The same question as in the forward, so that the potentials are read as they were written.
     if tl.min(tl.min(tl.min(b_cost, 0), 0), 0) >= lowest:
@@ -169,10 +166,10 @@ def _sinkhorn_bwd_kernel(
             total(m_real.to(tl.float32)), iters, SIDE=SIDE,
         )  # fmt: skip
     else:
-        m_flat = _load_columns(p_mask, tl.arange(0, SIDE), columns)
         streaming_backward(
-            p_cost, p_grad, p_dcost, p_u, p_v, p_x + batch * iters * (columns + 1), p_y + batch * iters * (rows + 1),
-            m_flat, rows, columns, scale, score_bin, grad_scale, iters, SIDE=SIDE, BR=BR,
+            p_cost, p_mask, p_grad, p_dcost, p_u, p_v,
+            p_x + batch * iters * (columns + 1), p_y + batch * iters * (rows + 1),
+            rows, columns, scale, score_bin, grad_scale, iters, SIDE=SIDE, BR=BR,
         )  # fmt: skip
 
 
@@ -183,12 +180,12 @@ def _sinkhorn_streamed_bwd_kernel(
 ):  # fmt: skip
     """As ``_sinkhorn_bwd_kernel``, for problems too large for the registers."""
     batch = tl.program_id(0).to(tl.int64)
-    m_real = _load_columns(p_mask + batch * columns, tl.arange(0, SIDE), columns)
     streaming_backward(
-        p_cost + batch * rows * columns, p_grad + batch * (rows + 1) * (columns + 1), p_dcost + batch * rows * columns,
+        p_cost + batch * rows * columns, p_mask + batch * columns,
+        p_grad + batch * (rows + 1) * (columns + 1), p_dcost + batch * rows * columns,
         p_u + batch * iters * (rows + 1), p_v + batch * iters * (columns + 1),
         p_x + batch * iters * (columns + 1), p_y + batch * iters * (rows + 1),
-        m_real, rows, columns, scale, score_bin, grad_scale, iters, SIDE=SIDE, BR=BR,
+        rows, columns, scale, score_bin, grad_scale, iters, SIDE=SIDE, BR=BR,
     )  # fmt: skip
 
 
@@ -198,14 +195,16 @@ def scores(eps: float, dustbin: float) -> dict[str, float]:
     return {"scale": scale, "score_bin": -dustbin * scale}
 
 
-def _launch(kernel: Any, streamed: Any, cost: Tensor, arguments: dict[str, Any], lowest: float) -> list[Launch]:
+def _launch(
+    kernel: Any, streamed: Any, tiles: dict[int, tuple[int, int]], cost: Tensor, lowest: float,
+    arguments: dict[str, Any],
+) -> list[Launch]:  # fmt: skip
     batch, rows, columns = cost.shape
     arguments = {**arguments, "rows": rows, "columns": columns, "BR": BLOCK_ROWS}
-    if max(rows, columns) > max(TILES):
+    if max(rows, columns) > max(tiles):
         return [Launch(streamed, (batch,), {**arguments, "SIDE": _STREAMED_SIDE}, _STREAMED_WARPS)]
-    side = tile_side(rows, columns)
-    warps, lanes = TILES[side]
-    return [Launch(kernel, (batch,), {**arguments, "lowest": lowest, "SIDE": side, "LANES": lanes}, warps)]
+    tile, warps = tile_arguments(tiles, rows, columns)
+    return [Launch(kernel, (batch,), {**arguments, **tile, "lowest": lowest}, warps)]
 
 
 def plan_forward(
@@ -229,7 +228,7 @@ def plan_forward(
         "p_cost": cost, "p_mask": col_mask, "p_out": log_plan, "p_u": u, "p_v": v,
         **scores(eps, dustbin), "iters": iters, "SAVE": u.shape[1] > 0,
     }  # fmt: skip
-    return _launch(_sinkhorn_fwd_kernel, _sinkhorn_streamed_fwd_kernel, cost, arguments, lowest)
+    return _launch(_sinkhorn_fwd_kernel, _sinkhorn_streamed_fwd_kernel, FORWARD_TILES, cost, lowest, arguments)
 
 
 def plan_backward(
@@ -252,4 +251,4 @@ def plan_backward(
         "p_cost": cost, "p_mask": col_mask, "p_grad": grad, "p_dcost": dcost, "p_u": u, "p_v": v, "p_x": x, "p_y": y,
         **scores(eps, dustbin), "grad_scale": -1.0 / eps, "iters": u.shape[1],
     }  # fmt: skip
-    return _launch(_sinkhorn_bwd_kernel, _sinkhorn_streamed_bwd_kernel, cost, arguments, lowest)
+    return _launch(_sinkhorn_bwd_kernel, _sinkhorn_streamed_bwd_kernel, BACKWARD_TILES, cost, lowest, arguments)
