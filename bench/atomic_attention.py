@@ -111,8 +111,8 @@ def _atomic_attention_bwd_kernel(
         b_ds = b_p * (tl.dot(b_v, tl.trans(b_do), input_precision="ieee") - b_delta[None, :])
         if UNIT_TILES:
             b_left = b_ds.to(b_k.dtype)
-            b_unit = (b_q.to(tl.float32) * unit_factor(b_q)[:, None]).to(b_q.dtype)
-            b_ds *= scale_of(p_log_scale, o_h)[None, :] * _LOG2E
+            b_scale = scale_of(p_log_scale, o_h) * _LOG2E
+            b_unit = (b_q.to(tl.float32) * (unit_factor(b_q) * b_scale)[:, None]).to(b_q.dtype)
             b_dunit = tl.dot(b_ds.to(b_q.dtype), b_unit, b_dunit, input_precision="ieee")
         else:
             b_left = (b_ds * b_key[:, None]).to(b_k.dtype)
@@ -176,7 +176,7 @@ def plan_atomic_backward(
     rows = queries * group
     row_blocks, key_blocks = triton.cdiv(rows, 64), triton.cdiv(keys, tile.block_n)
     prepared = plan_keys(k, key_mask)
-    row, delta = torch.empty(2, batch, kv_heads, rows, dtype=torch.float32, device=q.device)
+    row, delta = (torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=q.device) for _ in range(2))
     dunit = torch.empty(batch, kv_heads, rows, dim, dtype=torch.float32, device=q.device)
     of_rows = {
         "p_q": q, "p_log_scale": log_scale, "p_dunit": dunit, "num_queries": queries, "kv_heads": kv_heads,

@@ -168,13 +168,13 @@ def _sinkhorn(side: int) -> Iterator[Case]:
     plan_backward = functools.partial(sinkhorn_triton.plan_backward, cost, mask, grad, u, v, dcost, x, y, **settings)
     flops = _iterations("sinkhorn", side) | _iterations("sinkhorn_streamed", side)
     name = f"sinkhorn {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda arch: plan_forward(u, v, architecture=arch), flops)
-    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward(u, v), flops)
+    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
     if side == 64:
         # Nothing is saved where no gradient is wanted.
         nothing = _empty(PROBLEMS, 0, side + 1)
         name = f"{name} without gradient"
-        yield Case(name, "fp32", side, lambda arch: plan_forward(nothing, nothing, architecture=arch), flops)
+        yield Case(name, "fp32", side, lambda _: plan_forward(nothing, nothing), flops)
 
 
 def _segment_matching(side: int) -> Iterator[Case]:
@@ -193,8 +193,8 @@ def _segment_matching(side: int) -> Iterator[Case]:
     )
     flops = _iterations("segment_matching", side)
     name = f"segment_matching {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda arch: plan_forward(architecture=arch), flops)
-    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward(), flops)
+    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
 
 
 def _segment_cost(side: int) -> Iterator[Case]:
@@ -207,5 +207,5 @@ def _segment_cost(side: int) -> Iterator[Case]:
     # The differences of midpoints squared, and the cosines: two products of three terms a pair.
     flops = {"_segment_cost_fwd_kernel": 2.0 * 6 * PROBLEMS * side * side}
     name = f"segment_cost {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda arch: plan_forward(architecture=arch), flops)
-    yield Case(name, "fp32", side, lambda arch: plan_backward(architecture=arch), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward(), flops)
+    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)

@@ -53,16 +53,20 @@ def prepare_process() -> None:
 
 
 @contextlib.contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(device: str = "cuda") -> Iterator[None]:
     """Inside, an operation of torch gives the same bits on every call or raises; outside, all is as it was before.
 
     The settings are those of the whole process, all its threads included. Uses may be nested. It prepares the
     process too, where that is not too late; the environment variable stays.
 
+    Args:
+        device: type of the device that computes; on "cpu" nothing has to be prepared and nothing is too late.
+
     Raises:
         DeterminismError: it comes too late, see ``prepare_process``.
     """
-    prepare_process()
+    if device != "cpu":
+        prepare_process()
     with contextlib.ExitStack() as restored:
         for read, write, value in _settings():
             restored.callback(write, read())

@@ -72,13 +72,16 @@ def _empty_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with head vectors in one piece and every stride and the start a multiple of 16 bytes, as fresh memory has it.
+    """x with head vectors in one piece and aligned as fresh memory is: start at 16 bytes, strides at 16 elements.
 
     Alignment chooses the layout of a kernel and with it the order of its sums; so bits depend on values and shapes.
+    Inside a scene the kernels count elements in 32 bits.
     """
-    step = 16 // x.element_size()
-    aligned = x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
-    return x if x.stride(3) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
+    aligned = x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in x.stride()[:3])
+    span = sum((length - 1) * stride for length, stride in zip(x.shape[1:], x.stride()[1:]))
+    if x.stride(3) == 1 and aligned and span < 1 << 31:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _scales(log_scale: Tensor) -> Tensor:
@@ -99,31 +102,31 @@ def _backward(
     from wireframe.kernels.launch import architecture, run
     from wireframe.kernels.qk_norm_attention_backward import plan_backward
 
-    dq, dk, dv, dlog_scale = _empty_gradients(q, k, v, log_scale)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dlog_scale = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
     if q.shape[0] * q.shape[1] * k.shape[1] == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_()
-    total = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
+        return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_().to(log_scale.dtype)
     forward = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse
-    run(plan_backward(_rows(do), *forward, dq, dk, dv, total, architecture(q.device)))
-    return dq, dk, dv, total.to(log_scale.dtype)
-
-
-def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor) -> tuple[Tensor, ...]:
-    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_scale))
+    run(plan_backward(_rows(do), *forward, dq, dk, dv, dlog_scale, architecture(q.device)))
+    return dq, dk, dv, dlog_scale.to(log_scale.dtype)
 
 
 @_backward.register_fake
 def _(do, q, k, v, log_scale, key_mask, out, lse):
-    return _empty_gradients(q, k, v, log_scale)
+    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_scale))
 
 
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs, *output)
     ctx.mark_non_differentiable(output[1])
+    # Or lse would cost a tensor of zeros.
+    ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, do: Tensor, _) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx, do: Tensor | None, _) -> tuple[Tensor | None, ...]:
+    if do is None:
+        return (None,) * 5
     return *_backward(do, *ctx.saved_tensors), None
 
 

@@ -13,10 +13,11 @@ that all inputs take. On an RTX 4090 (5 TB/s of L2) 64 x 4 x 256 x 4096 would sp
 0.2 ms each, one of which its lower occupancy costs again (estimates; on a GPU: not measured yet).
 
 Deterministic by construction: every sum belongs to one program and runs in order of its tiles; dlog_scale goes through
-one partial sum a program, added in order by a third launch.
+one partial sum a program, added in order by the last launch.
 
 Shapes as in the forward; ``row`` and ``delta`` float32 [B, Hkv, Nq * G] pass the rows' factors from the first kernel to
-the second. float16 cannot hold 1 / |k| and 1 / |q|, so there the two last products take unit vectors rounded once more.
+the second. float16 cannot hold dS / |k| and s dS / |q|, so there the two last products take k^ and s q^, rounded once
+more.
 """
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ def _qk_norm_attention_dkv_kernel(
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
         b_ds = b_p * (b_dp - b_delta[None, :])
         if UNIT_TILES:
-            b_unit = (b_q.to(tl.float32) * unit_factor(b_q)[:, None]).to(b_q.dtype)
-            b_ds *= scale_of(p_log_scale, o_h)[None, :] * _LOG2E
+            b_scale = scale_of(p_log_scale, o_h) * _LOG2E
+            b_unit = (b_q.to(tl.float32) * (unit_factor(b_q) * b_scale)[:, None]).to(b_q.dtype)
             b_dunit = tl.dot(b_ds.to(b_q.dtype), b_unit, b_dunit, input_precision="ieee")
         else:
             b_dunit = tl.dot((b_ds * b_row[None, :]).to(b_q.dtype), b_q, b_dunit, input_precision="ieee")
@@ -221,7 +222,7 @@ def plan_backward(
     row_tile, key_tile = found.dq, found.dkv
     row_blocks, key_blocks = triton.cdiv(rows, row_tile.block_m), triton.cdiv(keys, key_tile.block_n)
     prepared = plan_keys(k, key_mask)
-    row, delta = torch.empty(2, batch, kv_heads, rows, dtype=torch.float32, device=q.device)
+    row, delta = (torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=q.device) for _ in range(2))
     partial = torch.empty(batch, kv_heads, row_blocks, group, dtype=torch.float32, device=q.device)
     shared = {
         **prepared.arguments, "p_q": q, "p_k": k, "p_v": v, "p_log_scale": log_scale, "p_lse": lse, "p_do": do,

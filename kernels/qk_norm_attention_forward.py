@@ -293,7 +293,7 @@ def plan_forward(
     partial = out
     if split:
         partial = torch.empty(batch, kv_heads, chunks, queries * group, dim, dtype=torch.float32, device=q.device)
-        sums, maxima = torch.empty(2, *partial.shape[:-1], dtype=torch.float32, device=q.device)
+        sums, maxima = (torch.empty(partial.shape[:-1], dtype=torch.float32, device=q.device) for _ in range(2))
     arguments = {
         **shared, **prepared.arguments, "p_q": q, "p_k": k, "p_v": v, "p_out": partial, "p_sum": sums,
         "p_max": maxima, "num_keys": keys, **strides("q", q), **strides("k", k), **strides("v", v),

@@ -2,8 +2,8 @@
 
 One small launch writes both. Inside the loop over keys of the forward (bf16, D 64, sm_89) the sum of squares, its
 reduction across threads and the change of layout took 138 of 345 instructions. 1 / max(|k|, 1e-12) is float32
-[B, Hkv, keys], 0 for a key that takes no part; admission is one bit a key, int32 [B, words], because a scalar needs no
-change of layout.
+[B, Hkv, keys], keys padded to the widest tile, 0 for a key that takes no part; admission is one bit a key, int32
+[B, words], because a scalar needs no change of layout.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _qk_norm_attention_keys_kernel(
     # [KEYS, D]
     o_k = o_n[:, None] * stride_kn + o_d[None, :]
     b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)
-    b_key = tl.where(m_n, unit_factor(b_k), 0.0)
+    # Not 0 for a key whose square overflows: 0 says that it takes no part.
+    b_key = tl.where(m_n, tl.maximum(unit_factor(b_k), 1.2e-38), 0.0)
     tl.store(p_key + b_hkv.to(tl.int64) * words_per_scene * 32 + o_n, b_key)
     if hkv == 0:
         # Each bit is there once, so the sum is their union.

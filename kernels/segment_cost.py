@@ -34,7 +34,6 @@ def _segment_cost(pred: Tensor, target: Tensor, w_mid: float, w_dir: float, w_le
     launch.run(
         segment_cost_triton.plan_forward(
             pred.contiguous(), target.contiguous(), cost, weights=(w_mid, w_dir, w_len),
-            architecture=launch.architecture(pred.device),
         )
     )  # fmt: skip
     return cost
@@ -57,7 +56,7 @@ def _segment_cost_backward(
         segment_cost_triton.plan_backward(
             pred.contiguous(), target.contiguous(), grad.contiguous(),
             dpred if wanted[0] else None, dtarget if wanted[1] else None,
-            weights=(w_mid, w_dir, w_len), architecture=launch.architecture(pred.device),
+            weights=(w_mid, w_dir, w_len),
         )
     )  # fmt: skip
     return dpred, dtarget

@@ -89,7 +89,6 @@ def plan_forward(
     cost: Tensor,  # [B, N, M]
     *,
     weights: tuple[float, float, float],
-    architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all; cost float32."""
     batch, rows, columns = cost.shape
@@ -109,7 +108,6 @@ def plan_backward(
     dtarget: Tensor | None,  # [B, M, 2, 3]
     *,
     weights: tuple[float, float, float],
-    architecture: int,
 ) -> list[Launch]:
     """One launch for each gradient that is wanted. Contiguous all; gradients float32."""
     batch, rows, columns = grad.shape

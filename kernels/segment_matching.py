@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wireframe.kernels import dispatch
@@ -38,7 +39,7 @@ def _segment_matching(
         segment_matching_triton.plan_forward(
             pred.contiguous(), target.contiguous(), target_mask.contiguous(), loss, plan,
             pred.new_empty(pred.shape[:2], dtype=torch.float32), u, v, weights=(w_mid, w_dir, w_len), eps=eps,
-            iters=iters, dustbin=dustbin, architecture=launch.architecture(pred.device),
+            iters=iters, dustbin=dustbin,
         )
     )  # fmt: skip
     return loss, plan, u, v
@@ -72,7 +73,6 @@ def _segment_matching_backward(
             grad, pred.contiguous(), target.contiguous(), target_mask.contiguous(), u, v, dpred, dtarget,
             pred.new_empty((pred.shape[0], pred.shape[1], target.shape[1]), dtype=torch.float32),
             weights=(w_mid, w_dir, w_len), eps=eps, dustbin=dustbin,
-            architecture=launch.architecture(pred.device),
         )
     )  # fmt: skip
     return dpred, dtarget
@@ -87,10 +87,14 @@ def _keep(ctx, inputs, output):
     pred, target, target_mask, w_mid, w_dir, w_len, eps, _, dustbin, _ = inputs
     ctx.parameters = (w_mid, w_dir, w_len, eps, dustbin)
     ctx.save_for_backward(pred, target, target_mask, *output[2:])
+    ctx.mark_non_differentiable(*output[1:])
+    # Or what is not differentiable would cost tensors of zeros.
+    ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, grad_plan, grad_u, grad_v):
-    # The plan is handed out detached: grad_plan is zeros.
+    if grad is None:
+        return (None,) * 10
     pred, target, target_mask, u, v = ctx.saved_tensors
     dpred, dtarget = _segment_matching_backward(grad.float(), pred, target, target_mask, u, v, *ctx.parameters)
     wants_pred, wants_target = ctx.needs_input_grad[:2]
@@ -109,7 +113,17 @@ def _composed(
     cost = segment_cost(pred, target, weights=weights, impl="triton")
     log_plan = sinkhorn(cost, target_mask, eps=eps, iters=iters, dustbin=dustbin, impl="triton")
     plan = log_plan[:, :-1, :-1].exp()
-    return (plan * cost).sum((1, 2)), plan.detach()
+    return _sum_of_each((plan * cost).flatten(1)), plan.detach()
+
+
+def _sum_of_each(x: Tensor) -> Tensor:
+    """Sums [B] of [B, n] by halves: torch.sum chooses its order by the number of rows too."""
+    if x.shape[1] == 0:
+        return x.sum(1)
+    while x.shape[1] > 1:
+        x = F.pad(x, (0, x.shape[1] % 2))
+        x = x[:, : x.shape[1] // 2] + x[:, x.shape[1] // 2 :]
+    return x.squeeze(1)
 
 
 def segment_matching(
@@ -126,7 +140,8 @@ def segment_matching(
     """The transport loss of each scene and the plan it was taken under.
 
     loss = sum over rows and real columns of plan x cost, where cost is ``segment_cost`` and plan the exponential
-    of ``sinkhorn`` without its dustbins; gradients run through both.
+    of ``sinkhorn`` without its dustbins; gradients run through both. Up to 128 segments on either side, with weights
+    >= 0 and dustbin <= 32 eps, Triton takes one launch for each direction, else several.
 
     Args:
         pred: [B, N, 2, 3], any floating dtype.

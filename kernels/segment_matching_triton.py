@@ -217,7 +217,6 @@ def plan_forward(
     eps: float,
     iters: int,
     dustbin: float,
-    architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all, N and M in 1..128; no potentials are saved where u is empty.
 
@@ -248,7 +247,6 @@ def plan_backward(
     weights: tuple[float, float, float],
     eps: float,
     dustbin: float,
-    architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all but grad, which may be expanded; gradients and the scratch terms are float32."""
     rows, columns = pred.shape[1], target.shape[1]

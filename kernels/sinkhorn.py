@@ -72,7 +72,7 @@ def _sinkhorn(
     launch.run(
         sinkhorn_triton.plan_forward(
             cost.contiguous(), col_mask.contiguous(), log_plan, u, v, eps=eps, iters=iters, dustbin=dustbin,
-            lowest=lowest_cost(eps, dustbin), architecture=launch.architecture(cost.device),
+            lowest=lowest_cost(eps, dustbin),
         )
     )  # fmt: skip
     return log_plan, u, v
@@ -99,7 +99,7 @@ def _sinkhorn_backward(
         sinkhorn_triton.plan_backward(
             cost.contiguous(), col_mask.contiguous(), grad.contiguous(), u, v, dcost,
             torch.empty_like(v), torch.empty_like(u), eps=eps, dustbin=dustbin,
-            lowest=lowest_cost(eps, dustbin), architecture=launch.architecture(cost.device),
+            lowest=lowest_cost(eps, dustbin),
         )
     )  # fmt: skip
     return dcost
@@ -112,10 +112,14 @@ def _(grad, cost, col_mask, u, v, eps, dustbin):
 
 def _keep(ctx, inputs, output):
     cost, col_mask, ctx.eps, _, ctx.dustbin, _ = inputs
+    # Or the potentials would cost tensors of zeros.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(cost, col_mask, *output[1:])
 
 
 def _differentiate(ctx, grad, grad_u, grad_v):
+    if grad is None:
+        return (None,) * 6
     cost, col_mask, u, v = ctx.saved_tensors
     dcost = _sinkhorn_backward(grad.float(), cost, col_mask, u, v, ctx.eps, ctx.dustbin)
     return dcost.to(cost.dtype), None, None, None, None, None

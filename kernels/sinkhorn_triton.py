@@ -218,7 +218,6 @@ def plan_forward(
     iters: int,
     dustbin: float,
     lowest: float,
-    architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all, N and M in 1..256, outputs float32; no potentials are saved where u is empty.
 
@@ -244,7 +243,6 @@ def plan_backward(
     eps: float,
     dustbin: float,
     lowest: float,
-    architecture: int,
 ) -> list[Launch]:
     """One launch. Contiguous all, as for the forward; grad, dcost and the scratch x, y are float32."""
     arguments = {

@@ -200,3 +200,11 @@ def test_torch_of_before_the_pairs_gets_a_plain_flag():
     assert read() is True and value is False
     write(value)
     assert matmul.allow_bf16_reduced_precision_reduction is False
+
+
+def test_on_the_cpu_nothing_comes_too_late(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with deterministic("cpu"):
+        assert torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(DeterminismError), deterministic():
+        pass

@@ -351,8 +351,34 @@ def test_kernels_get_aligned_rows_whatever_the_input_is():
     fresh = torch.randn(2, 9, 2, 32)
     odd = torch.cat([fresh.new_zeros(1), fresh.flatten()])[1:].view_as(fresh)
     narrow = torch.randn(2, 9, 2, 33)[..., :32]
-    for view in (odd, narrow, fresh.transpose(2, 3).contiguous().transpose(2, 3)):
+    # A stride of 36 elements is a multiple of 16 bytes, but Triton asks for 16 elements.
+    padded = torch.randn(2, 9, 2, 36)[..., :32]
+    for view in (odd, narrow, padded, fresh.transpose(2, 3).contiguous().transpose(2, 3)):
         rows = op_module._rows(view)
         assert torch.equal(rows, view) and rows.is_contiguous() and rows.data_ptr() % 16 == 0
     for view in (fresh, fresh[:, 1:], fresh.transpose(1, 2), fresh[:1].expand(3, -1, -1, -1)):
         assert op_module._rows(view) is view
+
+
+def test_float16_gradients_of_loss_scaling_do_not_overflow():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, heads, 32, generator=g).half() for heads in (4, 2, 2))
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.full((4,), 100.0).log())]
+    dout = 500 * torch.randn(1, 6, 4, 32, generator=g).half()
+    found, expected = (
+        torch.autograd.grad(ops.qk_norm_attention(*inputs, impl=impl), inputs, dout) for impl in ("triton", "reference")
+    )
+    assert all(a.isfinite().all() for a in found)
+    # Not of log_scale, whose terms cancel.
+    for a, b in zip(found[:3], expected):
+        assert (a.float() - b.float()).norm() <= 0.02 * b.float().norm()
+
+
+@pytest.mark.parametrize("keys", [4, 32])
+def test_a_key_whose_square_overflows_still_takes_part(keys):
+    q, k, v = (torch.randn(1, n, 1, 32, generator=torch.Generator().manual_seed(n)) for n in (3, keys, keys + 1))
+    v = v[:, :keys]
+    k[0, 1] = 1e20
+    out = ops.qk_norm_attention(q, k, v, torch.ones(1), impl="triton")
+    expected = ops.qk_norm_attention(q, k, v, torch.ones(1), impl="reference")
+    torch.testing.assert_close(out, expected)

@@ -44,7 +44,7 @@ def train(
 
     Raises:
         ConfigError: no set has a stage's number of points. CheckpointError: ``out`` belongs to another configuration.
-        WireframeError: the loss is not finite. DeterminismError: CUDA started unprepared.
+        WireframeError: the loss is not finite.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def train(
         if stage.points not in sets:
             raise ConfigError(f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}")
     # Dropout draws from torch's generator; the caller's is given back as it was.
-    with deterministic(), torch.random.fork_rng(devices=[]):
+    with deterministic("cpu"), torch.random.fork_rng(devices=[]):
         model, optimizer = _start(config)
         found = checkpoints.latest(out)
         step = checkpoints.load(found, model, optimizer, config, fingerprints) if found else 0
