@@ -45,7 +45,7 @@ step() {
     fi
     [ "$status" -eq 0 ] || failed=1
     # What it said last: the counts of pytest, or the error.
-    note="$note; $(said | tail -n 1 | cut -c 1-200)"
+    note="$note; $(said | tail -n 1 | cut -c 1-300)"
     say "$name: exit status $status, $((SECONDS - start)) s$note"
 }
 
@@ -87,27 +87,39 @@ sys.exit(native.problem() is not None)'
 
 gpu_tests() { "$PYTHON" -m pytest -p no:cacheprovider -q -m gpu "$@"; }
 
-# Most of the time of these tests is compilation, on one core a process.
+# All that the parts of a step said, then their last lines as one. (awk ends a line that was broken off.)
+parts_said() {
+    local part
+    awk 1 "$1"/*
+    for part in "$1"/*; do tail -n 1 "$part" | awk 1; done | paste -sd "|"
+    rm -r "$1"
+}
+
+# Most of the time of these tests is compilation, on one core a process; what one compiles, the others find.
 kernels() {
     local files=(tests/test_gpu_kernels.py tests/test_atomic_attention.py) part process processes=() failed=0 scratch
-    local parts=("budget" "attention and not budget" "not attention and not budget")
+    # Every test is in one of them.
+    local parts=(
+        "budget" "scene_alone" "processes" "attention and not budget and not scene_alone"
+        "not attention and not budget and not scene_alone and not processes"
+    )
     scratch=$(mktemp -d) || return
+    # The limit of the step: what was said until then is all there is to see where the time went.
+    trap 'parts_said "$scratch"; exit 143' TERM
     for part in "${!parts[@]}"; do
-        gpu_tests "${files[@]}" -k "${parts[part]}" > "$scratch/$part" 2>&1 &
+        gpu_tests "${files[@]}" --durations=5 -k "${parts[part]}" > "$scratch/$part" 2>&1 &
         processes+=($!)
     done
     for process in "${processes[@]}"; do
         wait "$process" || failed=$?
     done
-    cat "$scratch"/*
-    tail -qn 1 "$scratch"/* | paste -sd "|"
-    rm -r "$scratch"
+    parts_said "$scratch"
     return "$failed"
 }
 
 # timeout starts programs, not functions.
 export PYTHON
-export -f machine build gpu_tests kernels
+export -f machine build gpu_tests parts_said kernels
 
 cuda=unknown
 step machine 15 bash -c machine

@@ -28,7 +28,7 @@ OURS = "triton"
 MODES = ("forward", "backward", "forward + backward")
 GRAPH_MODES = ("forward in a graph", "backward in a graph")
 
-# Calls in one captured graph: the time between two graphs is not part of a call.
+# Calls in one captured graph, one after another: the time between two graphs is not part of a call.
 _GRAPH_CALLS = 16
 # About a millisecond: longer than the host takes to launch a call of ours, shorter than some rivals take.
 _PAUSE_CYCLES = 2_000_000
@@ -178,41 +178,49 @@ def _gradients(output: Tensor, problem: Problem, retain_graph: bool = False) -> 
 
 
 def compare(problem: Problem, machine: dict, device: str, repeats: int, quick: bool) -> Iterator[dict]:
-    """A row a rival and mode. A rival that fails has rows without times, with the reason under ``failed``.
+    """A row a rival and mode. Where a rival fails, its row has no times, and the reason under ``failed``.
+
+    What fails in one mode, say for want of memory, is tried in the next one; what cannot be built is out of all.
 
     Args:
         quick: no more than ``repeats`` rounds and none to warm up, however short the calls.
     """
     ticks = clock(device, pause=True)
-    functions, failures = {}, {}
+    functions, unbuilt = {}, {}
     for rival in problem.rivals:
         try:
             functions[rival.provider] = rival.build()
         except Exception as failure:
-            failures[rival.provider] = one_line(failure)
+            unbuilt[rival.provider] = one_line(failure)
     for mode in problem.modes:
         cases, more, expected = [], [], None
         for rival in problem.rivals:
-            if rival.provider not in failures:
+            reason = unbuilt.get(rival.provider)
+            if reason is None:
                 try:
-                    kind = _Replay if mode in GRAPH_MODES else _Call
-                    run = kind(functions[rival.provider], mode, problem, rival)
-                    _prepare(run)
-                    found = run()
+                    run, found, peak = _first_calls(functions[rival.provider], mode, problem, rival, device)
                     expected = found if expected is None and rival.exact else expected
                     error = relative_error(found, expected) if rival.exact else None
-                    peak = peak_mib(run, device)
                     more.append({"error": error, "peak_mib": peak, "deterministic": rival.deterministic})
                     cases.append(Case(f"{problem.op} {mode}", rival.provider, problem.shape, run))
                 except Exception as failure:
-                    failures[rival.provider] = one_line(failure)
-            if rival.provider in failures:
+                    reason = one_line(failure)
+            if reason is not None:
                 yield {
                     "op": f"{problem.op} {mode}", "provider": rival.provider, "shape": problem.shape,
-                    "p20_ms": None, "p50_ms": None, "p80_ms": None, "failed": failures[rival.provider], **machine,
+                    "p20_ms": None, "p50_ms": None, "p80_ms": None, "failed": reason, **machine,
                 }  # fmt: skip
         for case, details, times in zip(cases, more, measure(cases, repeats, ticks, **rounds(quick))):
             yield result(case, times, machine, **details)
+
+
+def _first_calls(
+    function: Callable[[], Tensor], mode: str, problem: Problem, rival: Rival, device: str
+) -> tuple[_Call | _Replay, tuple[Tensor | None, ...], float | None]:
+    """The run of a rival in a mode, what it gives, and ``peak_mib``. Here, so that a failed one holds no memory."""
+    run = (_Replay if mode in GRAPH_MODES else _Call)(function, mode, problem, rival)
+    _prepare(run)
+    return run, run(), peak_mib(run, device)
 
 
 def relative_error(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:

@@ -24,12 +24,14 @@ def kernels():
     for dtype in gpu_cases.DTYPES[::2]:
         # A grid with the keys in one program each, and chunks of keys in programs of their own.
         for batch, keys in ((30, 70), (1, 1030)):
+            print(f"attention, {dtype}, {batch} x {keys}", flush=True)
             problem = attention_problem(batch, 37, keys, 4, 2, 64, dtype=dtype, device="cuda", mask=True)
             run_attention(gpu_cases.triton_attention, problem)
-    sizes = {"tile": ((3, 37, 41, 3), 1.0), "streamed": ((2, 130, 200, 3), 1.0)}
+    sizes = {"tile": ((3, 37, 41, 3), (0.0, 1.0)), "streamed": ((2, 130, 200, 3), (0.0, 1.0))}
     gpu_cases.TRANSPORT["cuda"] = sizes
     for name in sizes:
         for make in (gpu_cases.sinkhorn_case, gpu_cases.cost_case, gpu_cases.matching_case):
+            print(f"{make.__name__}, {name}", flush=True)
             gpu_cases.evaluate(make("cuda", name))
 
 

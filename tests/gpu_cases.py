@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,26 +24,38 @@ ATTENTION = {
         "latent_self": ((32, 256, 256, 4, 2, 64), False),
         "decoder": ((32, 64, 256, 4, 2, 64), False),
         "one_scene": ((1, 256, 4096, 4, 2, 64), True),
-        "narrow_heads": ((8, 256, 1000, 4, 2, 32), True),
-        "wide_heads": ((8, 256, 1024, 4, 2, 128), False),
+        "narrow_heads": ((16, 256, 1030, 4, 2, 32), True),
+        "wide_heads": ((16, 256, 1024, 4, 2, 128), False),
     },
     "cpu": {
         "cross": ((2, 9, 40, 2, 1, 32), True),
         "latent_self": ((2, 9, 9, 2, 1, 32), False),
         "decoder": ((1, 5, 9, 2, 2, 32), False),
         "one_scene": ((1, 3, 520, 2, 1, 32), True),
-        "narrow_heads": ((1, 5, 10, 1, 1, 32), True),
-        "wide_heads": ((1, 5, 10, 1, 1, 128), False),
+        "narrow_heads": ((2, 5, 40, 1, 1, 32), True),
+        "wide_heads": ((2, 5, 40, 1, 1, 128), False),
     },
 }
-# (B, N, M, iterations), and the range of costs.
+# As above: one side far longer than the other.
+LENGTHS = {
+    "cuda": {"many_keys": ((1, 65, 8192, 4, 2, 64), True), "many_queries": ((1, 8192, 65, 4, 2, 64), False)},
+    "cpu": {"many_keys": ((1, 2, 530, 2, 1, 32), True), "many_queries": ((1, 130, 5, 2, 1, 32), False)},
+}
+# (B, N, M, iterations), and the range of costs: those of the loss, others that the scaling form takes, those that it
+# leaves to the log domain, and problems that are streamed.
 TRANSPORT = {
     "cuda": {
-        "recipe": ((64, 64, 64, 20), 1.0),
-        "far_apart": ((8, 64, 64, 20), 10.0),
-        "large": ((4, 200, 256, 20), 1.0),
+        "recipe": ((64, 64, 64, 20), (0.0, 1.0)),
+        "far_apart": ((8, 64, 64, 20), (0.0, 10.0)),
+        "below_zero": ((8, 64, 64, 20), (-20.0, 0.0)),
+        "large": ((4, 200, 256, 20), (0.0, 1.0)),
     },
-    "cpu": {"recipe": ((3, 6, 7, 4), 1.0), "far_apart": ((1, 6, 7, 4), 10.0), "large": ((1, 20, 33, 3), 1.0)},
+    "cpu": {
+        "recipe": ((3, 6, 7, 4), (0.0, 1.0)),
+        "far_apart": ((1, 6, 7, 4), (0.0, 10.0)),
+        "below_zero": ((3, 6, 7, 4), (-20.0, 0.0)),
+        "large": ((2, 5, 130, 3), (0.0, 1.0)),
+    },
 }
 
 
@@ -70,9 +83,12 @@ def randn(device, *shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def attention_case(device, name, impl="triton", dtype=torch.float32):
+def attention_case(device, name, impl="triton", dtype=torch.float32, largest_scale=None):
+    """largest_scale: of the heads that share the last key head."""
     sizes, mask = ATTENTION[device][name]
     *inputs, key_mask, dout = attention_problem(*sizes, dtype=dtype, device=device, mask=mask)
+    if largest_scale is not None:
+        inputs[3][-sizes[3] // sizes[4] :] = math.log(largest_scale)
     fixed = () if key_mask is None else (key_mask,)
     return Case(lambda *x: (ops.qk_norm_attention(*x, impl=impl),), tuple(inputs), fixed, dout, 3)
 
@@ -84,9 +100,10 @@ def real_columns(device, batch, columns):
 
 
 def sinkhorn_case(device, name, impl="triton", dtype=torch.float32):
-    (batch, rows, columns, iters), largest = TRANSPORT[device][name]
+    (batch, rows, columns, iters), (low, high) = TRANSPORT[device][name]
     generator = torch.Generator().manual_seed(3)
-    cost = (largest * torch.rand(batch, rows, columns, generator=generator)).to(device=device, dtype=dtype)
+    cost = low + (high - low) * torch.rand(batch, rows, columns, generator=generator)
+    cost = cost.to(device=device, dtype=dtype)
     mask = real_columns(device, batch, columns)
     # Nothing is asked of masked columns, whose log_plan is -inf.
     seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)[:, None, :]
@@ -124,6 +141,25 @@ CASES = {
     "segment_cost": functools.partial(cost_case, name="recipe"),
     "segment_matching": functools.partial(matching_case, name="recipe"),
 }
+# What else there is to take in a kernel or on the way to one. The name begins with that of the operation.
+BRANCHES = {
+    "qk_norm_attention_narrow": functools.partial(attention_case, name="narrow_heads"),
+    "qk_norm_attention_wide": functools.partial(attention_case, name="wide_heads"),
+    "qk_norm_attention_running_maximum": functools.partial(attention_case, name="cross", largest_scale=60.0),
+    "sinkhorn_streamed": functools.partial(sinkhorn_case, name="large"),
+    "sinkhorn_log_domain": functools.partial(sinkhorn_case, name="below_zero"),
+    "segment_matching_composed": functools.partial(matching_case, name="large"),
+}
+EVERY = {**CASES, **BRANCHES}
+
+
+def dtypes(name) -> tuple[torch.dtype, ...]:
+    """Those in which a case of EVERY is computed in another way."""
+    if not name.startswith("qk_norm_attention"):
+        # Transport computes in float32, whatever it is given.
+        return DTYPES[:1]
+    # float16 keeps the running maximum always.
+    return tuple(x for x in DTYPES if not (name.endswith("running_maximum") and x == torch.float16))
 
 
 def evaluate(case: Case) -> list[Tensor]:
@@ -156,8 +192,8 @@ def same_bits(first, second) -> bool:
 def digest(device):
     """SHA-256 of all results of all operations."""
     hashed = hashlib.sha256()
-    for make in CASES.values():
-        for dtype in DTYPES if device == "cuda" else DTYPES[:1]:
+    for name, make in EVERY.items():
+        for dtype in dtypes(name) if device == "cuda" else DTYPES[:1]:
             for x in evaluate(make(device, dtype=dtype)):
                 hashed.update(x.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return hashed.hexdigest()

@@ -209,6 +209,27 @@ def test_a_rival_that_fails_has_a_row_with_the_reason_and_stops_nobody():
     assert "broken, 3: not measured: does not run" in gpu_timing.describe(rows[0])
 
 
+def test_a_rival_that_fails_in_one_mode_is_measured_in_the_others():
+    built = []
+
+    def build():
+        built.append(None)
+        # A forward alone is without gradients.
+        return lambda: 2 * problem.inputs[0] if torch.is_grad_enabled() else broken()
+
+    def unbuilt():
+        built.append(None)
+        raise RuntimeError("not here")
+
+    problem = gpu_problem(("double", {}))
+    more = [gpu_timing.Rival("trains", build), gpu_timing.Rival("absent", unbuilt)]
+    problem = problem._replace(rivals=[*problem.rivals, *more])
+    rows = list(gpu_timing.compare(problem, {}, "cpu", 1, quick=True))
+    modes = {name: [row.get("failed") for row in rows if row["provider"] == name] for name in ("trains", "absent")}
+    assert modes == {"trains": ["does not run", None, None], "absent": ["not here"] * 3} and len(built) == 2
+    assert [row["error"] for row in rows if row["provider"] == "trains" and "failed" not in row] == [0, 0]
+
+
 def test_a_backward_is_timed_without_its_forward():
     calls = []
     x = torch.ones(2, requires_grad=True)
@@ -315,8 +336,36 @@ def test_gpu_check_ends_well_without_a_device_and_with_the_core_packages_alone(t
     assert sorted(path.name for path in (tmp_path / "results").rglob("*")) == ["steps.log", "summary.txt"]
     log = (tmp_path / "results" / "steps.log").read_text()
     assert re.findall("^== (.*)$", log, re.MULTILINE) == STEPS
-    # Two steps, and three parts of a step that are named again at its end.
-    assert len(re.findall(r"\d+ skipped", log)) == 2 + 2 * 3 and "passed" not in log
+    # Two steps, and five parts of a step that are named again at its end.
+    assert len(re.findall(r"\d+ skipped", log)) == 2 + 2 * 5 and "passed" not in log
+    parts = log.partition("== kernels")[2].partition("== sanitizer")[0].splitlines()[-1]
+    assert sum(map(int, re.findall(r"(\d+) skipped", parts))) == count_of_gpu_tests(
+        "tests/test_gpu_kernels.py", "tests/test_atomic_attention.py"
+    )
+
+
+def count_of_gpu_tests(*files):
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", *files], cwd=ROOT, capture_output=True,
+        text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True,
+    )  # fmt: skip
+    return sum("::" in line for line in collected.stdout.splitlines())
+
+
+def test_gpu_check_says_what_the_tests_of_kernels_said_until_its_limit(tmp_path):
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nprintf 'the first one passed'\nexec sleep 60\n")
+    slow.chmod(0o755)
+    one_line = re.search(r"^gpu_tests\(\) .*$", SCRIPT.read_text(), re.MULTILINE).group()
+    longer = re.findall(r"^(?:parts_said|kernels)\(\) \{$.*?^\}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)
+    script = "\n".join([one_line, *longer, "kernels"])
+    done = subprocess.run(
+        ["timeout", "--kill-after=3", "1", "bash", "-c", script], capture_output=True, text=True,
+        env={**os.environ, "PYTHON": str(slow)},
+    )  # fmt: skip
+    assert done.returncode == 124
+    *said, last = done.stdout.splitlines()
+    assert said == ["the first one passed"] * 5 and last == "|".join(said)
 
 
 def test_gpu_check_runs_every_step_when_one_fails(tmp_path):
@@ -326,7 +375,7 @@ def test_gpu_check_runs_every_step_when_one_fails(tmp_path):
     done = run_check(tmp_path, PYTHON=str(broken))
     assert done.returncode == 1
     for step in STEPS:
-        line = rf"^{step}: exit status 3, \d+ s; it is broken(\|it is broken\|it is broken)?$"
+        line = rf"^{step}: exit status 3, \d+ s; it is broken(\|it is broken){{0,4}}$"
         assert re.search(line, done.stdout, re.MULTILINE), done.stdout
     assert "skipped" not in done.stdout
 

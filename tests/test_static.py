@@ -439,5 +439,5 @@ def test_a_kernel_that_nobody_listed_is_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_the_committed_report_is_true():
-    done = compiling("-m", "wireframe", "bench", "static", "--check", str(static.REPORT), "--quiet", timeout=900)
+    done = compiling("-m", "wireframe", "bench", "static", "--check", str(static.REPORT), "--quiet", timeout=240)
     assert done.returncode == 0, done.stderr
