@@ -37,9 +37,10 @@ class Specialisation(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """shared: bytes of dynamic shared memory a block. seconds: of the compilation."""
+    """ir: Triton's, with the layouts. shared: bytes of dynamic shared memory a block. seconds: of the compilation."""
 
     cubin: bytes
+    ir: str
     shared: int
     seconds: float
 
@@ -119,7 +120,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         start = time.perf_counter()
         kernel = launch.kernel.warmup(**keywords)
         seconds = time.perf_counter() - start
-    return Compiled(kernel.asm["cubin"], kernel.metadata.shared, seconds)
+    return Compiled(kernel.asm["cubin"], kernel.asm["ttgir"], kernel.metadata.shared, seconds)
 
 
 def fingerprint(launch: Launch, specialisation: Specialisation) -> str:
