@@ -34,6 +34,7 @@ from wireframe.bench.compile_ahead import (
 from wireframe.bench.gpus import GPUS, MULTIPROCESSORS, resident_warps, roofline_us
 from wireframe.bench.sass import count, hot_loop, loops, read_cubin
 from wireframe.errors import WireframeError, one_line
+from wireframe.files import atomic_write, check_target
 from wireframe.kernels.launch import ARCHITECTURES, Launch
 
 REPORT = Path(__file__).resolve().parent / "static_report.json"
@@ -248,6 +249,9 @@ def run(
     Raises:
         WireframeError: nothing can be compiled here, or rows of another version of Triton would stay.
     """
+    # Minutes before it would be written.
+    if out and not check_target(out).parent.is_dir():
+        raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
     version = require_compiler()
     kept = []
     if out and out.exists():
@@ -356,7 +360,8 @@ def write_report(path: Path, version: str, rows: Iterable[dict]) -> None:
     """One row a line, in an order of their own, so that a change of a kernel is a change of few lines."""
     lines = [json.dumps(row) for row in sorted(rows, key=_identity)]
     text = "\n".join(['{"triton": ' + json.dumps(version) + ', "rows": [', ",\n".join(lines), "]}\n"])
-    path.write_text(text, encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def table(rows: Iterable[dict]) -> str:

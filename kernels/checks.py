@@ -43,6 +43,18 @@ def check_devices(op: str, **tensors: Tensor) -> str:
     return tensor.device.type
 
 
+def check_floating(op: str, **tensors: Tensor) -> None:
+    """
+    Raises:
+        TypeError: not a tensor. ValueError: not of a real floating dtype.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}")
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{op}: {name} must be floating, got {_dtype(tensor.dtype)}")
+
+
 def thread_count(threads: int | None) -> int:
     """``threads``, or torch's own number for None; at most 256, which is as many as the pool ever starts.
 

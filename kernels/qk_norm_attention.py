@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
+from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import qk_norm_attention_reference
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HEAD_DIMS = (32, 64, 128)
+# Triton's interpreter multiplies the bits of bfloat16 as integers.
+_INTERPRETED_DTYPES = (torch.float16, torch.float32)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> None:
+    check_floating("qk_norm_attention", q=q, k=k, v=v, log_scale=log_scale)
     if q.dim() != 4 or k.dim() != 4:
         raise ValueError(
             f"qk_norm_attention: q must be [B, Nq, H, D] and k [B, Nk, Hkv, D], "
@@ -35,12 +39,17 @@ def _check(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor 
             f"qk_norm_attention: key_mask must be bool {list(k.shape[:2])}, "
             f"got {key_mask.dtype} {list(key_mask.shape)}"
         )
+    check_devices("qk_norm_attention", q=q, k=k, v=v, log_scale=log_scale)
+    if key_mask is not None:
+        check_devices("qk_norm_attention", q=q, key_mask=key_mask)
 
 
 def _triton_limit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the Triton kernels do not take these inputs, None where they do."""
     if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k and v must share bfloat16, float16 or float32, got {q.dtype}, {k.dtype}, {v.dtype}"
+    if q.device.type == "cpu" and q.dtype not in _INTERPRETED_DTYPES:
+        return f"Triton's interpreter cannot compute in {q.dtype}; use float32 on the CPU"
     if q.shape[3] not in _HEAD_DIMS:
         return f"the head dimension must be 32, 64 or 128, got {q.shape[3]}"
     return None
@@ -147,7 +156,8 @@ def qk_norm_attention(
     Args:
         q: [B, Nq, H, D], any floating dtype; norms and softmax are in float32 (float64 for float64).
         k, v: [B, Nk, Hkv, D]; query head h reads key/value head h // (H // Hkv).
-        log_scale: [H], natural logarithm of each head's logit scale.
+        log_scale: [H], natural logarithm of each head's logit scale; logits are rounded to float32, so that a
+            scale of 1e4 is about the largest of use.
         key_mask: bool [B, Nk], True = valid; None = all valid. What masked keys and values hold is never used.
         impl: "auto", "reference", "native" or "triton".
 
@@ -155,8 +165,10 @@ def qk_norm_attention(
         [B, Nq, H, D] in q.dtype; zeros (and zero gradients) for a scene without a valid key.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown ``impl``.
+        TypeError: not tensors. ValueError: shapes, dtypes or devices that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
+
+    The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
     """
     _check(q, k, v, log_scale, key_mask)
     if dispatch.choose("qk_norm_attention", impl, q.device.type, _triton_limit(q, k, v)) == "triton":

@@ -51,10 +51,12 @@ def qk_norm_attention_reference(
             seen = key_mask | ~key_mask.any(1, keepdim=True)
             bias = torch.zeros(seen.shape, dtype=dtype, device=q.device).masked_fill_(~seen, -math.inf)
             bias = bias[:, None, None, :]
+        # A branch, because the comparison is symbolic where torch.compile takes shapes as dynamic.
+        grouped = True if q.shape[2] != k.shape[2] else False  # noqa: SIM210
         q = _unit(q) * log_scale.to(dtype).exp()[:, None]
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), _unit(k).transpose(1, 2), v.transpose(1, 2),
-            attn_mask=bias, scale=1.0, enable_gqa=q.shape[2] != k.shape[2],
+            attn_mask=bias, scale=1.0, enable_gqa=grouped,
         )
         return out.transpose(1, 2).to(out_dtype)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
+from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import segment_cost_reference
 from wireframe.kernels.sinkhorn import TRITON_DTYPES
 
@@ -14,11 +15,19 @@ Weights = tuple[float, float, float]
 
 def check_segments(op: str, pred: Tensor, target: Tensor) -> None:
     """Raise ValueError for segments that no implementation can use."""
+    check_floating(op, pred=pred, target=target)
+    check_devices(op, pred=pred, target=target)
     for name, x in (("pred", pred), ("target", target)):
         if x.dim() != 4 or x.shape[2:] != (2, 3):
             raise ValueError(f"{op}: {name} must be [B, segments, 2, 3], got {list(x.shape)}")
     if pred.shape[0] != target.shape[0]:
         raise ValueError(f"{op}: pred holds {pred.shape[0]} scenes and target {target.shape[0]}")
+
+
+def check_weights(op: str, weights: Weights) -> None:
+    """Raise ValueError for anything but three numbers."""
+    if not isinstance(weights, (tuple, list)) or len(weights) != 3:
+        raise ValueError(f"{op}: weights must be (w_mid, w_dir, w_len), got {weights}")
 
 
 def gradient_like(segments: Tensor) -> Tensor:
@@ -117,6 +126,7 @@ def segment_cost(
         ImplementationError: an explicit ``impl`` that cannot run.
     """
     check_segments("segment_cost", pred, target)
+    check_weights("segment_cost", weights)
     limit = None
     if pred.dtype not in TRITON_DTYPES or target.dtype not in TRITON_DTYPES:
         limit = "its kernels take float16, bfloat16 and float32"

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wireframe.kernels import dispatch
+from wireframe.kernels.checks import check_devices
 from wireframe.kernels.reference import segment_matching_reference
-from wireframe.kernels.segment_cost import Weights, check_segments, gradient_like, segment_cost
+from wireframe.kernels.segment_cost import Weights, check_segments, check_weights, gradient_like, segment_cost
 from wireframe.kernels.sinkhorn import (
     check_sinkhorn_parameters,
     lowest_cost,
@@ -155,7 +156,7 @@ def segment_matching(
         (loss [B], plan [B, N, M]), float32 (float64 for float64); the plan is detached, and 0 in masked columns.
 
     Raises:
-        ValueError: shapes that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
+        TypeError, ValueError: arguments that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
     """
     check_segments("segment_matching", pred, target)
@@ -164,7 +165,9 @@ def segment_matching(
             f"segment_matching: target_mask must be bool {list(target.shape[:2])}, "
             f"got {target_mask.dtype} {list(target_mask.shape)}"
         )
-    check_sinkhorn_parameters("segment_matching", eps, iters)
+    check_devices("segment_matching", pred=pred, target_mask=target_mask)
+    check_weights("segment_matching", weights)
+    check_sinkhorn_parameters("segment_matching", eps, iters, dustbin)
     rows, columns = pred.shape[1], target.shape[1]
     limit = triton_limit(rows, columns, pred.dtype, target.dtype)
     if dispatch.choose("segment_matching", impl, pred.device.type, limit) == "reference":

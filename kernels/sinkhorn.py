@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels import dispatch
+from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import sinkhorn_reference
 
 # How far, in natural units, the scores of a problem may lie apart for the scaling form; see ``sinkhorn_scaling``.
@@ -18,10 +19,17 @@ _TRITON_SIDE = 256
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def check_sinkhorn_parameters(op: str, eps: float, iters: int) -> None:
-    """Raise ValueError for an ``eps`` or ``iters`` that no implementation can use."""
-    if not eps > 0:
-        raise ValueError(f"{op}: eps must be positive, got {eps}")
+def check_sinkhorn_parameters(op: str, eps: float, iters: int, dustbin: float) -> None:
+    """Raise TypeError or ValueError for parameters that no implementation can use."""
+    for name, value in (("eps", eps), ("dustbin", dustbin)):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{op}: {name} must be a number, not {type(value).__name__}")
+    if not isinstance(iters, int):
+        raise TypeError(f"{op}: iters must be an integer, not {type(iters).__name__}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"{op}: eps must be positive and finite, got {eps}")
+    if not -math.inf < dustbin < math.inf:
+        raise ValueError(f"{op}: dustbin must be finite, got {dustbin}")
     if iters < 1:
         raise ValueError(f"{op}: iters must be at least 1, got {iters}")
 
@@ -155,9 +163,10 @@ def sinkhorn(
         float32 (float64 for float64) [B, N + 1, M + 1]; the last row and column are the dustbins.
 
     Raises:
-        ValueError: shapes that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
+        TypeError, ValueError: arguments that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
     """
+    check_floating("sinkhorn", cost=cost)
     if cost.dim() != 3:
         raise ValueError(f"sinkhorn: cost must be [B, N, M], got {list(cost.shape)}")
     if col_mask.shape != (cost.shape[0], cost.shape[2]) or col_mask.dtype != torch.bool:
@@ -165,7 +174,8 @@ def sinkhorn(
             f"sinkhorn: col_mask must be bool {[cost.shape[0], cost.shape[2]]}, "
             f"got {col_mask.dtype} {list(col_mask.shape)}"
         )
-    check_sinkhorn_parameters("sinkhorn", eps, iters)
+    check_devices("sinkhorn", cost=cost, col_mask=col_mask)
+    check_sinkhorn_parameters("sinkhorn", eps, iters, dustbin)
     limit = triton_limit(cost.shape[1], cost.shape[2], cost.dtype)
     if dispatch.choose("sinkhorn", impl, cost.device.type, limit) == "reference":
         return sinkhorn_reference(cost, col_mask, eps, iters, dustbin)

@@ -136,6 +136,7 @@ def test_doctor_describes_the_machine_and_the_data(workspace, capsys):
         (["eval", "/nowhere", "--model", "/nowhere"], "/nowhere"),
         (["synth", "OUT", "--set", "wall=3"], "unknown setting"),
         (["synth", "OUT", "--size", "1x1"], "image size"),
+        (["bench", "static", "--out", "/nowhere/report.json"], "/nowhere is no folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(arguments, words, tmp_path, capsys):

@@ -280,6 +280,58 @@ def test_an_implementation_is_obeyed_or_refused():
                 call(impl)
 
 
+@pytest.mark.parametrize("change, problem, words", [
+    ({"cost": "[2, 3]"}, TypeError, "cost must be a tensor, not str"),
+    ({"cost": torch.zeros(2, 3, 4, dtype=torch.int64)}, ValueError, "cost must be floating, got int64"),
+    ({"cost": torch.zeros(2, 3, 4, dtype=torch.complex64)}, ValueError, "cost must be floating, got complex64"),
+    ({"cost": torch.zeros(2, 3, 4, device="meta")}, ValueError, "col_mask is on cpu, cost on meta"),
+    ({"eps": float("inf")}, ValueError, "eps must be positive and finite, got inf"),
+    ({"eps": float("nan")}, ValueError, "eps must be positive and finite, got nan"),
+    ({"eps": "0.1"}, TypeError, "eps must be a number, not str"),
+    ({"dustbin": float("-inf")}, ValueError, "dustbin must be finite, got -inf"),
+    ({"dustbin": torch.ones((), requires_grad=True)}, TypeError, "dustbin must be a number, not Tensor"),
+    ({"iters": 2.5}, TypeError, "iters must be an integer, not float"),
+])
+def test_sinkhorn_names_what_no_implementation_can_use(change, problem, words):
+    arguments = {"cost": torch.zeros(2, 3, 4), "col_mask": torch.ones(2, 4, dtype=torch.bool)} | change
+    with pytest.raises(problem, match=f"^sinkhorn: {words}$"):
+        ops.sinkhorn(**arguments)
+
+
+def test_attention_and_segments_name_what_no_implementation_can_use():
+    q, k = torch.zeros(1, 2, 4, 32), torch.zeros(1, 3, 2, 32)
+    for arguments, words in (
+        ((q.int(), k.int(), k.int(), torch.zeros(4)), "q must be floating, got int32"),
+        ((q, k.to("meta"), k.to("meta"), torch.zeros(4)), "k is on meta, q on cpu"),
+        ((q, k, k, torch.zeros(4), torch.ones(1, 3, dtype=torch.bool, device="meta")), "key_mask is on meta, q on cpu"),
+    ):
+        with pytest.raises(ValueError, match=f"^qk_norm_attention: {words}$"):
+            ops.qk_norm_attention(*arguments)
+    pred, target, mask = segment_inputs()
+    for weights in ((1.0, 1.0), 1.0):
+        with pytest.raises(ValueError, match="segment_cost: weights must"):
+            ops.segment_cost(pred, target, weights=weights)
+        with pytest.raises(ValueError, match="segment_matching: weights must be"):
+            ops.segment_matching(pred, target, mask, weights=weights)
+    with pytest.raises(ValueError, match="segment_cost: pred must be floating, got int64"):
+        ops.segment_cost(pred.long(), target)
+
+
+@pytest.mark.skipif(not dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_the_interpreter_is_not_asked_for_bfloat16():
+    q, k = torch.zeros(1, 2, 4, 32).bfloat16(), torch.zeros(1, 3, 2, 32).bfloat16()
+    with pytest.raises(dispatch.ImplementationError, match="interpreter cannot compute in torch\\.bfloat16"):
+        ops.qk_norm_attention(q, k, k, torch.zeros(4), impl="triton")
+
+
+def test_the_reference_compiles_with_dynamic_shapes():
+    compiled = torch.compile(ops.qk_norm_attention, fullgraph=True, dynamic=True, backend="eager")
+    (q, k, v, log_scale), mask = attention_inputs()
+    for keys in (7, 5):
+        inputs = q, k[:, :keys], v[:, :keys], log_scale, mask[:, :keys]
+        assert torch.equal(compiled(*inputs), ops.qk_norm_attention(*inputs))
+
+
 def test_why_says_what_runs_on_each_device(monkeypatch):
     on_cpu = "also runs: triton (interpreted)" if dispatch.INTERPRETED else "triton takes CUDA tensors"
     problems = {"cpu": dispatch._triton_problem("cpu"), "cuda": "the GPU is too old"}
