@@ -44,9 +44,10 @@ def check_devices(op: str, **tensors: Tensor) -> str:
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:
-    """
+    """Refuse what is no tensor of real floating numbers.
+
     Raises:
-        TypeError: not a tensor. ValueError: not of a real floating dtype.
+        TypeError: not a tensor. ValueError: another dtype.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):

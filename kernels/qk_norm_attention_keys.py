@@ -1,9 +1,9 @@
 """What the forward and the backward of attention need of the keys: 1 / |k|, and which keys take part.
 
-One small launch writes both. Inside the loop over keys of the forward (bf16, D 64, sm_89) the sum of squares, its
-reduction across threads and the change of layout took 138 of 345 instructions. 1 / max(|k|, 1e-12) is float32
-[B, Hkv, keys], keys padded to the widest tile, 0 for a key that takes no part; admission is one bit a key, int32
-[B, words], because a scalar needs no change of layout.
+One small launch writes both: inside the loops over keys the sum of squares, its reduction across threads and the change
+of layout are a large part of the instructions. 1 / max(|k|, 1e-12) is float32 [B, Hkv, keys], keys padded to the widest
+tile, 0 for a key that takes no part; admission is one bit a key, int32 [B, words], because a scalar needs no change of
+layout.
 """
 
 from __future__ import annotations

@@ -124,6 +124,8 @@ def segment_cost(
     Raises:
         ValueError: shapes that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
+
+    The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
     """
     check_segments("segment_cost", pred, target)
     check_weights("segment_cost", weights)

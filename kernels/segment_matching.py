@@ -158,6 +158,8 @@ def segment_matching(
     Raises:
         TypeError, ValueError: arguments that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
+
+    The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
     """
     check_segments("segment_matching", pred, target)
     if target_mask.shape != target.shape[:2] or target_mask.dtype != torch.bool:

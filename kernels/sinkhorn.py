@@ -165,6 +165,8 @@ def sinkhorn(
     Raises:
         TypeError, ValueError: arguments that do not fit, eps <= 0, iters < 1, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
+
+    The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
     """
     check_floating("sinkhorn", cost=cost)
     if cost.dim() != 3:

@@ -42,6 +42,9 @@ SHAPES = {
     "a_chunk_and_a_bit": ((1, 3, 520, 2, 1, 32), False),
     "three_chunks_masked": ((1, 3, 1030, 2, 1, 32), True),
     "two_whole_chunks": ((2, 2, 1024, 1, 1, 32), False),
+    "4096_keys": ((1, 1, 4096, 1, 1, 32), False),
+    "8192_keys": ((1, 1, 8192, 1, 1, 32), True),
+    "4096_queries": ((1, 4096, 1, 1, 1, 32), False),
 }
 
 
