@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,29 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Rotation about y by any angle, and a flip of x with probability one half."""
+    """Rotation about y by any angle, a flip of x with probability one half, and a new draw of points at every access.
+
+    ``resample`` lets a stage take rows of more points than it has: each access draws the stage's number from them.
+    """
 
     rotate: bool = True
     flip: bool = True
+    resample: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """HSS at the end of every stage: also at ``thresholds`` of the confidence, on the first ``threshold_scenes``."""
+
+    thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    threshold_scenes: int = 128
+    worst: int = 20
+
+    def __post_init__(self) -> None:
+        values = self.thresholds
+        if not isinstance(values, (list, tuple)) or not all(_is_number(v) and 0 <= v <= 1 for v in values):
+            raise ConfigError(f"evaluation.thresholds must be a list of probabilities, got {values!r}")
+        object.__setattr__(self, "thresholds", tuple(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +106,13 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. ``description`` is for the reader alone."""
+    """A whole run. ``description`` is for the reader alone.
+
+    ``micro_batches``: parts of a batch whose gradients are computed apart and added in a fixed tree; part of the bits,
+    and what 1, 2 or more ranks share out. ``dev_val``: that many last rows of each set's train split are held out.
+    ``max_bad_steps``: so many steps in a row may be skipped for a loss or gradient that is not finite. The last
+    ``keep_checkpoints`` checkpoints are kept, and every one at a multiple of ``keep_every`` (0: none).
+    """
 
     stages: tuple[StageConfig, ...]
     model: PerceiverConfig = PerceiverConfig()
@@ -94,10 +120,15 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     graph: GraphConfig = GraphConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 353
+    micro_batches: int = 1
+    dev_val: int = 0
+    max_bad_steps: int = 10
     log_every: int = 50
     save_every: int = 1000
     keep_checkpoints: int = 2
+    keep_every: int = 0
     description: str = ""
 
     @property
@@ -112,8 +143,13 @@ class TrainConfig:
             step -= stage.steps
         raise IndexError("step lies behind the last stage")
 
+    def stage_start(self, index: int) -> int:
+        """The global step at which stage ``index``, from 0, begins."""
+        return sum(stage.steps for stage in self.stages[:index])
+
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """Plain values as JSON gives them back; ``parse_config`` reverses it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 _SECTIONS = {
@@ -122,6 +158,7 @@ _SECTIONS = {
     "loss": LossConfig,
     "augment": AugmentConfig,
     "graph": GraphConfig,
+    "evaluation": EvaluationConfig,
 }
 
 
@@ -194,33 +231,55 @@ _SCALARS = {
 }
 
 
+# What a number must be: its name, in the words of the message, and a test.
+_POSITIVE = ("must be positive", lambda value: value > 0)
+_NOT_NEGATIVE = ("must not be negative", lambda value: value >= 0)
+_AT_LEAST_1 = ("must be at least 1", lambda value: value >= 1)
+_BELOW_1 = ("must be in [0, 1)", lambda value: 0 <= value < 1)
+_RULES = {
+    "loss": {
+        _POSITIVE: ("eps", "iters", "dustbin"),
+        _NOT_NEGATIVE: ("w_mid", "w_dir", "w_len", "conf_weight"),
+    },
+    "optimizer": {
+        _BELOW_1: ("beta1", "beta2"),
+        _NOT_NEGATIVE: ("weight_decay", "conf_head_weight_decay"),
+        _POSITIVE: ("grad_clip",),
+    },
+    "evaluation": {_AT_LEAST_1: ("threshold_scenes",), _NOT_NEGATIVE: ("worst",)},
+}
+_STAGE_RULES = {
+    _POSITIVE: ("points", "steps", "batch_size", "lr"),
+    _NOT_NEGATIVE: ("warmup", "cooldown", "endpoint_weight"),
+}
+_RUN_RULES = {
+    _AT_LEAST_1: ("micro_batches", "log_every", "save_every", "keep_checkpoints"),
+    _NOT_NEGATIVE: ("dev_val", "max_bad_steps", "keep_every"),
+}
+
+
 def _check(config: TrainConfig) -> None:
+    _obey(config, _RUN_RULES, "")
+    for section, rules in _RULES.items():
+        _obey(getattr(config, section), rules, f"{section}.")
     for i, stage in enumerate(config.stages):
-        for name in ("points", "steps", "batch_size", "lr"):
-            if getattr(stage, name) <= 0:
-                raise ConfigError(f"stages[{i}].{name} must be positive, got {getattr(stage, name)}")
+        _obey(stage, _STAGE_RULES, f"stages[{i}].")
+        # It names a folder, and has to be read in a table.
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", stage.name, re.ASCII):
+            raise ConfigError(f"stages[{i}].name must be of 1 to 40 letters, digits, _ . or -, got {stage.name!r}")
         if stage.conf_target not in CONF_TARGETS:
             raise ConfigError(f"stages[{i}].conf_target must be one of {', '.join(CONF_TARGETS)}")
-        for name in ("warmup", "cooldown", "endpoint_weight"):
-            if getattr(stage, name) < 0:
-                raise ConfigError(f"stages[{i}].{name} must not be negative, got {getattr(stage, name)}")
-    for name in ("eps", "iters", "dustbin"):
-        if getattr(config.loss, name) <= 0:
-            raise ConfigError(f"loss.{name} must be positive, got {getattr(config.loss, name)}")
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(config.optimizer, name) < 1:
-            raise ConfigError(f"optimizer.{name} must be in [0, 1), got {getattr(config.optimizer, name)}")
-    for name in ("weight_decay", "conf_head_weight_decay"):
-        if getattr(config.optimizer, name) < 0:
-            raise ConfigError(f"optimizer.{name} must not be negative, got {getattr(config.optimizer, name)}")
-    if config.optimizer.grad_clip <= 0:
-        raise ConfigError(f"optimizer.grad_clip must be positive, got {config.optimizer.grad_clip}")
-    for name in ("w_mid", "w_dir", "w_len", "conf_weight"):
-        if getattr(config.loss, name) < 0:
-            raise ConfigError(f"loss.{name} must not be negative, got {getattr(config.loss, name)}")
-    for name in ("log_every", "save_every", "keep_checkpoints"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+        if stage.batch_size % config.micro_batches:
+            raise ConfigError(
+                f"stages[{i}].batch_size {stage.batch_size} is no multiple of micro_batches {config.micro_batches}"
+            )
+
+
+def _obey(section: Any, rules: dict, where: str) -> None:
+    for (words, holds), names in rules.items():
+        for name in names:
+            if not holds(getattr(section, name)):
+                raise ConfigError(f"{where}{name} {words}, got {getattr(section, name)}")
 
 
 def _override(data: dict, override: str) -> None:
