@@ -22,6 +22,10 @@ BASE_CONFIG = Path(__file__).parent / "configs" / "base.json"
 DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.json"
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW. ``conf_head_weight_decay`` is that of the confidence head; gradients are clipped by global norm."""
@@ -217,10 +221,6 @@ def _build(cls, values: dict, where: str):
     if required:
         raise ConfigError(f"missing key {prefix}{required[0]}")
     return cls(**values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _SCALARS = {
