@@ -1,5 +1,7 @@
 """The public operations: one import for callers, one file per subject behind it."""
 
+from wireframe.kernels.dropout import dropout_add
+from wireframe.kernels.dropout_reference import step_keys
 from wireframe.kernels.label_colors import colors_to_ids
 from wireframe.kernels.merge_vertices import merge_vertices
 from wireframe.kernels.point_sampling import centre_and_scale, priority_sample
@@ -16,6 +18,7 @@ __all__ = [
     "clip_limits",
     "colors_to_ids",
     "depth_points",
+    "dropout_add",
     "farthest_point_sample",
     "house_mask",
     "merge_vertices",
@@ -26,6 +29,7 @@ __all__ = [
     "segment_cost",
     "segment_matching",
     "sinkhorn",
+    "step_keys",
     "vote_labels",
     "voxel_sample",
 ]

@@ -1,7 +1,8 @@
 """Blocks of the Perceiver: attention with normalised queries and keys, feed-forward, and a layer of both.
 
 Source: S23DR 2026 baseline. Every block is pre-norm with a residual and dropout on its branch, and the norm is on
-the query side only: keys and values are projected from the un-normed memory.
+the query side only: keys and values are projected from the un-normed memory. Dropout masks are a function of keys
+given by the caller, one for each scene, and of the number of the block (its site).
 """
 
 from __future__ import annotations
@@ -61,17 +62,38 @@ class QKNormAttention(nn.Module):
         return self.out_proj(ops.qk_norm_attention(q, k, v, self.log_scale, key_mask).flatten(-2))
 
 
+class DropoutAdd(nn.Module):
+    """x + dropout(branch); dropout acts in training only, and wants keys [B] there.
+
+    site: the number of this block, another one for each block of a model.
+    """
+
+    def __init__(self, p: float, site: int) -> None:
+        super().__init__()
+        self.p, self.site = p, site
+
+    def forward(self, x: Tensor, branch: Tensor, keys: Tensor | None) -> Tensor:
+        if self.training and self.p > 0:
+            return ops.dropout_add(x, branch, keys, site=self.site, p=self.p)
+        return x + branch
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, site={self.site}"
+
+
 class AttentionBlock(nn.Module):
     """x + dropout(attention(norm(x), memory))."""
 
-    def __init__(self, hidden: int, num_heads: int, kv_heads: int, dropout: float) -> None:
+    def __init__(self, hidden: int, num_heads: int, kv_heads: int, dropout: float, site: int) -> None:
         super().__init__()
         self.norm = RMSNorm(hidden)
         self.attn = QKNormAttention(hidden, num_heads, kv_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = DropoutAdd(dropout, site)
 
-    def forward(self, x: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        return x + self.dropout(self.attn(self.norm(x), memory, key_mask))
+    def forward(
+        self, x: Tensor, memory: Tensor, key_mask: Tensor | None = None, dropout_keys: Tensor | None = None
+    ) -> Tensor:
+        return self.dropout(x, self.attn(self.norm(x), memory, key_mask), dropout_keys)
 
 
 class FeedForward(nn.Module):
@@ -92,30 +114,40 @@ class FeedForward(nn.Module):
 class FeedForwardBlock(nn.Module):
     """x + dropout(feed-forward(norm(x)))."""
 
-    def __init__(self, hidden: int, ff: int, dropout: float) -> None:
+    def __init__(self, hidden: int, ff: int, dropout: float, site: int) -> None:
         super().__init__()
         self.norm = RMSNorm(hidden)
         self.ffn = FeedForward(hidden, ff)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = DropoutAdd(dropout, site)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.ffn(self.norm(x)))
+    def forward(self, x: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
+        return self.dropout(x, self.ffn(self.norm(x)), dropout_keys)
 
 
 class Layer(nn.Module):
-    """Cross-attention to a memory (where ``cross``), self-attention, feed-forward."""
+    """Cross-attention to a memory (where ``cross``), self-attention, feed-forward.
+
+    index: of the layer in its model; its blocks are sites 3 index, 3 index + 1 and 3 index + 2 of dropout.
+    """
 
     def __init__(
         self, hidden: int, ff: int, num_heads: int, kv_heads_cross: int, kv_heads_self: int, dropout: float, *,
-        cross: bool,
+        cross: bool, index: int,
     ) -> None:
         super().__init__()
-        self.cross = AttentionBlock(hidden, num_heads, kv_heads_cross, dropout) if cross else None
-        self.self_attn = AttentionBlock(hidden, num_heads, kv_heads_self, dropout)
-        self.ffn = FeedForwardBlock(hidden, ff, dropout)
+        site = 3 * index
+        self.cross = AttentionBlock(hidden, num_heads, kv_heads_cross, dropout, site) if cross else None
+        self.self_attn = AttentionBlock(hidden, num_heads, kv_heads_self, dropout, site + 1)
+        self.ffn = FeedForwardBlock(hidden, ff, dropout, site + 2)
 
-    def forward(self, x: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x [B, N, hidden], memory [B, Nk, hidden], key_mask bool [B, Nk] of the memory."""
+    def forward(
+        self,
+        x: Tensor,  # [B, N, hidden]
+        memory: Tensor,  # [B, Nk, hidden]
+        key_mask: Tensor | None = None,  # [B, Nk] bool, of the memory
+        dropout_keys: Tensor | None = None,  # [B] int64, for training with dropout
+    ) -> Tensor:
+        """[B, N, hidden]"""
         if self.cross is not None:
-            x = self.cross(x, memory, key_mask)
-        return self.ffn(self.self_attn(x, x))
+            x = self.cross(x, memory, key_mask, dropout_keys)
+        return self.ffn(self.self_attn(x, x, None, dropout_keys), dropout_keys)

@@ -103,16 +103,19 @@ class Segmenter(nn.Module):
     def __init__(self, config: PerceiverConfig) -> None:
         super().__init__()
         width, hidden = token_width(config.behind_emb_dim), config.hidden
+        self.dropout = config.dropout
         self.input_proj = nn.Sequential(
             nn.Linear(width, config.ff), nn.GELU(), nn.Linear(config.ff, hidden), RMSNorm(hidden)
         )
         sizes = (hidden, config.ff, config.num_heads, config.kv_heads_cross, config.kv_heads_self, config.dropout)
         self.latent_embed = Table(config.latent_tokens, hidden)
         self.latent_layers = nn.ModuleList(
-            Layer(*sizes, cross=config.reads_points(i)) for i in range(config.latent_layers)
+            Layer(*sizes, cross=config.reads_points(i), index=i) for i in range(config.latent_layers)
         )
         self.query_embed = Table(config.segments, hidden)
-        self.decoder_layers = nn.ModuleList(Layer(*sizes, cross=True) for _ in range(config.decoder_layers))
+        self.decoder_layers = nn.ModuleList(
+            Layer(*sizes, cross=True, index=config.latent_layers + i) for i in range(config.decoder_layers)
+        )
         self.segment_head = nn.Linear(hidden, 7)
         # Row 0 alone is used; the published checkpoints hold two rows.
         self.query_offsets = nn.Parameter(torch.empty(config.segments, 2, 3))
@@ -133,15 +136,18 @@ class Segmenter(nn.Module):
         self,
         tokens: Tensor,  # [B, T, token_width]
         mask: Tensor,  # [B, T] bool
+        dropout_keys: Tensor | None = None,  # [B] int64
     ) -> Prediction:
         batch = tokens.shape[0]
+        if dropout_keys is None and self.training and self.dropout > 0:
+            dropout_keys = torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), device=tokens.device)
         points = self.input_proj(tokens.to(self.input_proj[0].weight.dtype))
         x = self.latent_embed.weight.expand(batch, -1, -1)
         for layer in self.latent_layers:
-            x = layer(x, points, mask)
+            x = layer(x, points, mask, dropout_keys)
         queries = self.query_embed.weight.expand(batch, -1, -1)
         for layer in self.decoder_layers:
-            queries = layer(queries, x)
+            queries = layer(queries, x, None, dropout_keys)
         segments = decode_segments(self.segment_head(queries), self.query_offsets[:, 0])
         return Prediction(segments, self.conf_head(queries).squeeze(-1).to(segments.dtype))
 
@@ -176,13 +182,15 @@ class Perceiver(nn.Module):
             self.tokenizer = Tokenizer(config.behind_emb_dim)
             self.segmenter = Segmenter(config)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Prediction:
+    def forward(self, batch: Mapping[str, Tensor], dropout_keys: Tensor | None = None) -> Prediction:
         """Segments of a batch of scenes.
 
         Args:
             batch: arrays of sampled rows as tensors with a batch axis: xyz_norm float32 [B, T, 3]; class_id
                 uint8, source uint8, mask bool, behind int16, n_views_voted uint8, vote_frac float32 [B, T].
                 Other keys are ignored, and so is all that a masked point holds.
+            dropout_keys: int64 [B], for example of ``ops.step_keys``: a scene's dropout masks are a function of its
+                key alone. None: drawn from torch's generator of the device. Used in training mode only.
 
         Returns:
             Prediction(segments [B, S, 2, 3] in normalised coordinates, conf [B, S] logits), float32.
@@ -194,7 +202,7 @@ class Perceiver(nn.Module):
         mask = batch["mask"]
         # A NaN in a masked point must not reach the weight gradients of the projections.
         tokens = torch.where(mask[..., None], tokens, 0.0)
-        return self.segmenter(tokens, mask)
+        return self.segmenter(tokens, mask, dropout_keys)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` (the layout of huggingface_hub's mixin), atomically.
