@@ -15,6 +15,7 @@ import torch
 
 from wireframe.bench import atomic_attention
 from wireframe.kernels import (
+    dropout_triton,
     qk_norm_attention_backward,
     qk_norm_attention_forward,
     segment_cost_triton,
@@ -22,12 +23,16 @@ from wireframe.kernels import (
     sinkhorn,
     sinkhorn_triton,
 )
+from wireframe.kernels.dropout_reference import drop_threshold
 from wireframe.kernels.launch import Launch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Of the published model: 4 query heads of 64 share 2 key/value heads; scenes of a training step.
 HEADS, KV_HEADS, HEAD_DIM, BATCH = 4, 2, 64, 32
+
+# Of its blocks.
+HIDDEN, DROPOUT = 256, 0.1
 
 # Of the published loss; the weights are no part of a binary. Transport problems of a training step.
 EPS, ITERS, DUSTBIN, WEIGHTS = 0.1, 20, 0.3, (1.0, 1.0, 1.0)
@@ -54,13 +59,15 @@ LEAST_WARPS = {
     "_segment_matching_bwd_kernel": {"all": 8},
     "_segment_cost_fwd_kernel": {"all": 24},
     "_segment_cost_bwd_kernel": {"all": 8},
+    "_dropout_add_fwd_kernel": {"all": 48},
+    "_dropout_add_bwd_kernel": {"all": 48},
 }
 
 
 class Case(NamedTuple):
     """One call of an operation, or of its gradient.
 
-    dim: head dimension, or the side of a transport problem. plan: launches on an architecture. flops: of the products
+    dim: head dimension, side of a transport problem, or width of the model. plan: launches on an architecture. flops: of the products
     of a launch, by the name of its kernel.
     """
 
@@ -77,7 +84,7 @@ def minimum_warps(kernel: str, dtype: str, dim: int) -> int:
 
 
 def cases() -> list[Case]:
-    return [*_attention_cases(), *_transport_cases()]
+    return [*_attention_cases(), *_transport_cases(), *_dropout_cases()]
 
 
 def _attention_cases() -> Iterator[Case]:
@@ -209,3 +216,19 @@ def _segment_cost(side: int) -> Iterator[Case]:
     name = f"segment_cost {PROBLEMS}x{side}x{side}"
     yield Case(name, "fp32", side, lambda _: plan_forward(), flops)
     yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
+
+
+def _dropout_cases() -> Iterator[Case]:
+    """The residual is float32, as it is under autocast; the embedding of the latents is one for all scenes."""
+    settings = {"site": 0, "threshold": drop_threshold(DROPOUT)}
+    keys = _empty(BATCH, dtype=torch.int64)
+    x, out, grad = (_empty(BATCH, 256, HIDDEN) for _ in range(3))
+    name = f"dropout_add {BATCH}x256x{HIDDEN}"
+    for dtype in DTYPES:
+        branch, dbranch = (_empty(BATCH, 256, HIDDEN, dtype=DTYPES[dtype]) for _ in range(2))
+        forward = functools.partial(dropout_triton.plan_forward, x, branch, keys, out, **settings)
+        backward = functools.partial(dropout_triton.plan_backward, grad, keys, dbranch, **settings)
+        # One product and one sum an element.
+        flops = {"_dropout_add_fwd_kernel": 2.0 * x.numel(), "_dropout_add_bwd_kernel": 1.0 * x.numel()}
+        yield Case(name, dtype, HIDDEN, lambda _, plan=forward: plan(), flops)
+        yield Case(name, dtype, HIDDEN, lambda _, plan=backward: plan(), flops)

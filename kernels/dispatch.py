@@ -32,7 +32,7 @@ BUILT = {
     "sinkhorn": ("triton", "reference"),
     "segment_cost": ("triton", "reference"),
     "segment_matching": ("triton", "reference"),
-    "dropout_add": ("reference",),
+    "dropout_add": ("triton", "reference"),
 }
 
 # What "native" runs on a CUDA device; the other operations bring such tensors to the CPU and back.

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
-from wireframe.kernels.dropout_reference import dropout_add_reference
+from wireframe.kernels.dropout_reference import drop_threshold, dropout_add_reference
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Triton's interpreter does not round to bfloat16.
+_INTERPRETED_DTYPES = (torch.float16, torch.float32)
 
 
 def _check(x: Tensor, branch: Tensor, keys: Tensor, site: int, p: float) -> None:
@@ -32,6 +36,76 @@ def _check(x: Tensor, branch: Tensor, keys: Tensor, site: int, p: float) -> None
         raise TypeError(f"dropout_add: p must be a number, not {type(p).__name__}")
     if not 0 <= p < 1:
         raise ValueError(f"dropout_add: p must be in [0, 1), got {p}")
+
+
+def _triton_limit(x: Tensor, branch: Tensor) -> str | None:
+    """Why the Triton kernels do not take these inputs, None where they do."""
+    if x.dtype not in _DTYPES or branch.dtype not in _DTYPES:
+        return f"its kernels take bfloat16, float16 and float32, got {x.dtype} and {branch.dtype}"
+    if x.device.type == "cpu" and not {x.dtype, branch.dtype} <= set(_INTERPRETED_DTYPES):
+        return "Triton's interpreter cannot round to bfloat16; use float32 on the CPU"
+    return None
+
+
+@torch.library.custom_op("wireframe::dropout_add", mutates_args=())
+def _dropout_add(x: Tensor, branch: Tensor, keys: Tensor, site: int, threshold: int) -> Tensor:
+    from wireframe.kernels import dropout_triton, launch
+
+    out = _like(x, torch.promote_types(x.dtype, branch.dtype))
+    launch.run(
+        dropout_triton.plan_forward(
+            _scenes(x), _scenes(branch), keys.contiguous(), out, site=site, threshold=threshold
+        )
+    )
+    return out
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def _scenes(x: Tensor) -> Tensor:
+    """x with each scene in one piece; scenes may lie anywhere, all in one place too."""
+    return x if x.numel() == 0 or x[0].is_contiguous() else x.contiguous()
+
+
+@_dropout_add.register_fake
+def _(x, branch, keys, site, threshold):
+    return _like(x, torch.promote_types(x.dtype, branch.dtype))
+
+
+@torch.library.custom_op("wireframe::dropout_add_backward", mutates_args=())
+def _dropout_add_backward(grad: Tensor, keys: Tensor, site: int, threshold: int, dtype: torch.dtype) -> Tensor:
+    """dbranch, in its dtype."""
+    from wireframe.kernels import dropout_triton, launch
+
+    dbranch = _like(grad, dtype)
+    launch.run(
+        dropout_triton.plan_backward(_scenes(grad), keys.contiguous(), dbranch, site=site, threshold=threshold)
+    )
+    return dbranch
+
+
+@_dropout_add_backward.register_fake
+def _(grad, keys, site, threshold, dtype):
+    return _like(grad, dtype)
+
+
+def _keep(ctx, inputs, output):
+    x, branch, keys, *ctx.where = inputs
+    ctx.dtypes = x.dtype, branch.dtype
+    ctx.save_for_backward(keys)
+
+
+def _differentiate(ctx, grad):
+    (keys,) = ctx.saved_tensors
+    dx = grad.to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+    dbranch = _dropout_add_backward(grad, keys, *ctx.where, ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+    return dx, dbranch, None, None, None
+
+
+_dropout_add.register_autograd(_differentiate, setup_context=_keep)
 
 
 def dropout_add(
@@ -64,8 +138,9 @@ def dropout_add(
         TypeError, ValueError: arguments that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
 
-    Both implementations have derivatives in reverse mode, and the reference those of any order.
+    Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference.
     """
     _check(x, branch, keys, site, p)
-    dispatch.choose("dropout_add", impl, x.device.type)
-    return dropout_add_reference(x, branch, keys, site, float(p))
+    if dispatch.choose("dropout_add", impl, x.device.type, _triton_limit(x, branch)) == "reference":
+        return dropout_add_reference(x, branch, keys, site, p)
+    return _dropout_add(x, branch, keys, site, drop_threshold(p))

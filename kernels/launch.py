@@ -17,13 +17,18 @@ ARCHITECTURES = (80, 86, 89, 90)
 
 
 class Launch(NamedTuple):
-    """One launch. arguments: every parameter of the kernel by name, tensors, numbers, None and constexprs alike."""
+    """One launch.
+
+    arguments: every parameter of the kernel by name, tensors, numbers, None and constexprs alike. fp_fusion: whether
+    a product and a sum may be rounded together, which no other device or language repeats.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int = 1
+    fp_fusion: bool = True
 
 
 def run(launches: Iterable[Launch]) -> None:
@@ -33,10 +38,11 @@ def run(launches: Iterable[Launch]) -> None:
         if not all(launch.grid):
             continue
         tensor = next(value for value in launch.arguments.values() if isinstance(value, torch.Tensor))
+        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+        if not launch.fp_fusion:
+            options["enable_fp_fusion"] = False
         with torch.cuda.device_of(tensor):
-            launch.kernel[launch.grid](
-                **launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages
-            )
+            launch.kernel[launch.grid](**launch.arguments, **options)
 
 
 def architecture(device: torch.device) -> int:

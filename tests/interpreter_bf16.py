@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from wireframe.kernels import qk_norm_attention
+from wireframe.kernels import dropout, qk_norm_attention
 
 
 def bits_of(values):
@@ -80,8 +80,9 @@ def interpreted_bfloat16():
     patches = {(InterpreterBuilder, "cast_impl"): _cast, (InterpreterBuilder, "create_dot"): _dot}
     patches |= {(InterpreterBuilder, name): _refuse for name in ("binary_op", "unary_op", "create_fma")}
     patches[interpreter, "_patch_lang_tensor"] = _index
-    # The operation refuses what the interpreter cannot do unpatched.
-    patches[qk_norm_attention, "_INTERPRETED_DTYPES"] = lambda dtypes: (*dtypes, torch.bfloat16)
+    # Operations refuse what the interpreter cannot do unpatched.
+    for op in (dropout, qk_norm_attention):
+        patches[op, "_INTERPRETED_DTYPES"] = lambda dtypes: (*dtypes, torch.bfloat16)
     originals = {place: getattr(*place) for place in patches}
     try:
         for place, patch in patches.items():
