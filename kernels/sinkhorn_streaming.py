@@ -95,7 +95,9 @@ def streaming_forward(
     m_real = load_columns(p_mask, o_col, columns)
     mass_rows, mass_bin = rows * 1.0, tl.sum(m_real.to(tl.float32), 0)
     b_v, v_bin = tl.where(m_real, 0.0, float("-inf")), tl.full((), 0.0, tl.float32)
-    b_past, past_bin = b_v, v_bin
+    # Values of their own, though never read: the compiler takes a name that begins and ends a turn on equal terms with
+    # b_v for one that the loop leaves alone. (The interpreter does not.)
+    b_past, past_bin = tl.zeros_like(b_v), tl.full((), 0.0, tl.float32)
     for _ in range(iters):
         b_past, past_bin = b_v, v_bin
         b_v, v_bin = _iteration(
