@@ -1,10 +1,12 @@
-"""Published checkpoints (``{"model": state, "args": {...}}``): safe reading, the architecture, and the fit.
+"""Published checkpoints (``{"model": state, "args": {...}}``): safe reading, writing, the architecture, and the fit.
 
 State-dict names are those of the S23DR 2026 baseline; ``_orig_mod.``, which torch.compile inserts, is removed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,6 +57,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             stored[plain] = value
         state = {name: archive.tensor(value) for name, value in stored.items()}
     return Checkpoint(state, _plain_args(root.get("args")))
+
+
+def encode_checkpoint(state: Mapping[str, Tensor], config: PerceiverConfig, args: Mapping[str, object]) -> bytes:
+    """The bytes of a ``.pt`` file in the published naming, which ``read_checkpoint`` and ``torch.load`` read.
+
+    Args:
+        state: name to tensor; stored on the CPU in its dtype.
+        config: recorded under "args", with the variant of the published model that this one is.
+        args: further plain values for "args".
+    """
+    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    buffer = io.BytesIO()
+    torch.save({"model": weights, "args": {**_FIXED_ARGS, **config.to_dict(), **args}}, buffer)
+    return buffer.getvalue()
+
+
+def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal SHA-256 over name, dtype, shape and bytes of every tensor, by name; no file format is part of it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu")
+        shape = ",".join(map(str, tensor.shape))
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0".encode(errors="surrogatepass"))
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _describe(root: object) -> str:
@@ -115,8 +142,8 @@ def _plain_args(args: object) -> dict[str, object]:
 def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | None = None) -> PerceiverConfig:
     """The architecture that a state dict belongs to.
 
-    Sizes come from the tensors; dropout, and the cross-attention interval where several fit, from ``args`` or
-    else the published defaults. A size whose tensor is missing takes its published default too.
+    Sizes come from the tensors; dropout, the number of points, and the cross-attention interval where several fit,
+    from ``args`` or else the published defaults. A size whose tensor is missing takes its published default too.
 
     Raises:
         CheckpointError: the sizes contradict one another, or ``args`` names a variant that is not this model.
@@ -139,7 +166,7 @@ def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | No
     heads = scale.numel() if scale is not None and scale.numel() else default.num_heads
     head_dim = max(1, hidden // heads)
     latent_layers = _count_layers(state, "latent_layers") or default.latent_layers
-    dropout = args.get("dropout", default.dropout)
+    dropout, points = args.get("dropout", default.dropout), args.get("num_points", default.num_points)
     try:
         return PerceiverConfig(
             hidden=hidden,
@@ -154,6 +181,7 @@ def config_of_state(state: Mapping[str, Tensor], args: Mapping[str, object] | No
             dropout=dropout if type(dropout) in (int, float) else default.dropout,
             segments=size("segmenter.query_embed.weight", 0, default.segments),
             behind_emb_dim=size("tokenizer.behind_emb.weight", 1, default.behind_emb_dim),
+            num_points=points if type(points) is int and points > 0 else default.num_points,
         )
     except ConfigError as error:
         raise CheckpointError(f"checkpoint does not describe this model: {error}") from error

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,19 +16,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wireframe.checkpoint import config_of_state, fit_state, read_checkpoint
+from wireframe.checkpoint import config_of_state, encode_checkpoint, fit_state, read_checkpoint
 from wireframe.errors import CheckpointError, MissingPackageError, one_line
+from wireframe.files import sync, write_synced
 from wireframe.perceiver import PerceiverConfig
 
 if TYPE_CHECKING:
     from wireframe.perceiver import Perceiver
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, PUBLISHED = "model.safetensors", "config.json", "checkpoint.pt"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHT_BYTES = 4 << 30
 
 # In every float type this buffer would be another encoding than the one the weights were trained with.
 _KEEP_FLOAT32 = "tokenizer.pos_enc.B"
+
+_STAGING = ".tmp"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -44,37 +48,61 @@ def save_pretrained(model: Perceiver, directory: Path, dtype: torch.dtype | None
     """See ``Perceiver.save_pretrained``."""
     if dtype is not None and not dtype.is_floating_point:
         raise CheckpointError(f"weights cannot be stored as {dtype}; choose a floating type")
+    _write_directory(directory, _model_files(model, dtype))
+
+
+def export_model(model: Perceiver, directory: Path, args: Mapping[str, object]) -> None:
+    """Like ``save_pretrained``, with ``checkpoint.pt`` in the published naming beside it.
+
+    Args:
+        directory: of this process alone; what an export that was killed had left beside it is removed.
+        args: plain values recorded in ``checkpoint.pt``, besides the architecture.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+        MissingPackageError: safetensors is not installed.
+    """
+    files = _model_files(model, None)
+    files[PUBLISHED] = encode_checkpoint(model.state_dict(), model.config, args)
+    for name in _names_in(directory.parent):
+        if name.startswith(f".{directory.name}.") and name.endswith(_STAGING):
+            shutil.rmtree(directory.parent / name, ignore_errors=True)
+    _write_directory(directory, files)
+
+
+def _model_files(model: Perceiver, dtype: torch.dtype | None) -> dict[str, bytes]:
     encode = _package("safetensors.torch", "saving a model").save
     tensors = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().to("cpu", tensor.dtype if dtype is None or name == _KEEP_FLOAT32 else dtype)
         tensors[name] = tensor.contiguous()
-    files = {
+    return {
         WEIGHTS: encode(tensors, metadata={"format": "pt"}),
         CONFIG: (json.dumps(model.config.to_dict(), indent=2, sort_keys=True) + "\n").encode(),
     }
-    try:
-        _write_directory(directory, files)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the model to {str(directory)!r}: {error.strerror}") from error
+
+
+def _names_in(directory: Path) -> list[str]:
+    return os.listdir(directory) if directory.is_dir() else []
 
 
 def _write_directory(directory: Path, files: dict[str, bytes]) -> None:
     """Put the files into the directory; a reader never sees a half-written one, nor a new directory half full."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.tmp"
-    staging.mkdir()
+    staging = directory.parent / f".{directory.name}.{secrets.token_hex(6)}{_STAGING}"
     try:
+        staging.mkdir(parents=True)
         for name, data in files.items():
-            with open(staging / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if not directory.exists():
+            write_synced(staging / name, data)
+        if directory.exists():
+            for name in files:
+                os.replace(staging / name, directory / name)
+        else:
+            sync(staging)
             os.rename(staging, directory)
-            return
-        for name in files:
-            os.replace(staging / name, directory / name)
+        sync(directory)
+        sync(directory.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the model to {str(directory)!r}: {error.strerror}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -120,19 +148,29 @@ def _download(repo: str, filename: str, revision: str | None) -> Path:
         raise CheckpointError(f"cannot get {filename!r} of {repo!r} from the Hub: {one_line(error)}") from error
 
 
-def _load_directory(cls: type[Perceiver], weights: Path, config_path: Path | None) -> Perceiver:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, as stored.
+
+    Raises:
+        CheckpointError: it is not there, over the limit, or not such a file.
+        MissingPackageError: safetensors is not installed.
+    """
     load = _package("safetensors.torch", "loading a model").load_file
-    label = f"model {str(weights)!r}"
+    label = f"model {str(path)!r}"
     try:
-        if weights.stat().st_size > MAX_WEIGHT_BYTES:
+        if path.stat().st_size > MAX_WEIGHT_BYTES:
             raise CheckpointError(f"{label} is over the limit of {MAX_WEIGHT_BYTES} bytes")
-        state = load(weights, device="cpu")
+        return load(path, device="cpu")
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{label} is not a readable safetensors file") from error
+
+
+def _load_directory(cls: type[Perceiver], weights: Path, config_path: Path | None) -> Perceiver:
+    state = read_weights(weights)
     config = _read_config(config_path) if config_path is not None else config_of_state(state)
-    return _build(cls, config, state, label)
+    return _build(cls, config, state, f"model {str(weights)!r}")
 
 
 def _read_config(path: Path) -> PerceiverConfig:
