@@ -71,10 +71,14 @@ def step_keys(scene_keys: Tensor, seed: int, step: int | Tensor) -> Tensor:
         raise TypeError(f"step_keys: scene_keys must be a tensor, not {type(scene_keys).__name__}")
     if scene_keys.dtype != torch.int64:
         raise ValueError(f"step_keys: scene_keys must be int64, got {scene_keys.dtype}")
+    if not hasattr(seed, "__index__"):
+        raise TypeError(f"step_keys: seed must be an integer, not {type(seed).__name__}")
     if isinstance(step, Tensor):
         if step.dtype != torch.int64 or step.numel() != 1:
             raise ValueError(f"step_keys: step must be one int64, got {step.dtype} {list(step.shape)}")
         stream = step.reshape(()) + hashing.DROPOUT
+    elif not hasattr(step, "__index__"):
+        raise TypeError(f"step_keys: step must be an integer, not {type(step).__name__}")
     else:
         stream = signed64(hashing.DROPOUT + operator.index(step))
     return _fold(_fold(scene_keys, signed64(hashing._key(seed))), stream)
@@ -95,7 +99,7 @@ def dropout_factors(keys: Tensor, site: int, threshold: int, count: int) -> Tens
     Args:
         keys: int64 [B]. site: of the model. threshold: ``drop_threshold``. count: elements of a scene.
     """
-    factors = torch.empty(keys.shape[0], count, dtype=torch.float32, device=keys.device)
+    factors = keys.new_empty((keys.shape[0], count), dtype=torch.float32)
     keys, words = _fold(keys, site), -(-count // ELEMENTS)
     on_cpu = keys.device.type == "cpu" and not torch.compiler.is_compiling()
     scenes = max(1, _CHUNK // max(words, 1)) if on_cpu else max(1, keys.shape[0])
@@ -135,7 +139,8 @@ def _scaled(
     count = math.prod(branch.shape[1:])
     working = torch.float64 if torch.float64 in (dtype, branch.dtype) else torch.float32
     factors = dropout_factors(keys, site, threshold, count).to(working).view(branch.shape)
-    scaled = branch.to(working) * factors
+    # In this order, so that a branch with other strides does not hand them on.
+    scaled = factors * branch.to(working)
     return (scaled if x is None else scaled.add_(x)).to(dtype)
 
 
