@@ -198,26 +198,40 @@ def export(model: Perceiver, folder: str | os.PathLike, config: TrainConfig, ste
     export_model(model, Path(folder), {"seed": config.seed, "step": step})
 
 
-def read_tensors(source: str | os.PathLike) -> dict[str, dict[str, Tensor]]:
-    """{"model": tensors by name, "optimizer": those of a run's checkpoint only}, on the CPU, as stored.
+class Stored(NamedTuple):
+    """A checkpoint as it lies on the disk.
+
+    path: where. state: what ``state.json`` says; None where there is none. tensors: "model", and "optimizer" where it
+    has one: name to tensor, on the CPU, in the stored dtypes.
+    """
+
+    path: Path
+    state: dict | None
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def read(source: str | os.PathLike, warn: Callable[[str], None] = _warn) -> Stored:
+    """All tensors of a checkpoint on this machine.
 
     Args:
-        source: as for ``start_from``, on this machine, or a safetensors file.
+        source: a checkpoint folder of a run or the run itself (its newest valid one), a model folder, a safetensors
+            file or a published ``.pt``.
 
     Raises:
         CheckpointError: nothing there can be read as a checkpoint.
     """
-    path = _newest(Path(source))
+    path = _newest(Path(source), warn)
     if is_checkpoint(path):
-        _, weights, moments = read_files(path)
-        return {"model": weights, "optimizer": moments}
+        state, weights, moments = read_files(path)
+        return Stored(path, state, {"model": weights, "optimizer": moments})
     if path.is_dir():
         if not (path / WEIGHTS).is_file():
             raise CheckpointError(f"{path} holds no checkpoint: there is neither {STATE} nor {WEIGHTS} in it")
-        return {"model": read_weights(path / WEIGHTS)}
+        return Stored(path, None, {"model": read_weights(path / WEIGHTS)})
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    return {"model": read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path).state}
+    weights = read_weights(path) if path.suffix == ".safetensors" else read_checkpoint(path).state
+    return Stored(path, None, {"model": weights})
 
 
 def tensor_hashes(source: str | os.PathLike) -> dict[str, str]:
@@ -225,14 +239,14 @@ def tensor_hashes(source: str | os.PathLike) -> dict[str, str]:
 
     Neither clock nor host, path or file format is part of them.
     """
-    return {section: tensor_sha256(tensors) for section, tensors in read_tensors(source).items()}
+    return {section: tensor_sha256(tensors) for section, tensors in read(source).tensors.items()}
 
 
-def _newest(path: Path) -> Path:
+def _newest(path: Path, warn: Callable[[str], None] = _warn) -> Path:
     """The newest valid checkpoint where ``path`` is a run, else ``path``."""
     if is_checkpoint(path) or not (path / "checkpoints").is_dir():
         return path
-    found = latest(path)
+    found = latest(path, warn)
     if found is None:
         raise CheckpointError(f"the run {path} holds no valid checkpoint")
     return found
