@@ -26,7 +26,7 @@ from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import Scene, read_scene
 from wireframe.synth import SynthConfig, make_scene
 from wireframe.synth.write import encoded_scene
-from wireframe.train.config import LossConfig
+from wireframe.train.config import AugmentConfig, LossConfig
 from wireframe.train.data import TrainingSet
 from wireframe.train.loss import training_loss
 
@@ -146,12 +146,13 @@ def _forward_case(model: Perceiver, sample: SampledScene) -> Case:
 
 def _backward_case(setup: Setup, samples: list[SampledScene]) -> Case:
     model = Perceiver(setup.model).train()
-    data = TrainingSet(samples, max(setup.model.segments, len(samples[0].gt_segments)))
+    data = TrainingSet.from_scenes(samples, max(setup.model.segments, len(samples[0].gt_segments)))
+    batch = data.batch(0, 0, np.arange(len(data)), AugmentConfig(rotate=False, flip=False))
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        prediction = model(data.inputs)
-        training_loss(prediction, data.segments, data.segment_mask, LossConfig(), 0.1).total.backward()
+        prediction = model(batch.inputs)
+        training_loss(prediction, batch.target, batch.target_mask, LossConfig(), 0.1).total.backward()
 
     return Case(
         BACKWARD, "torch eager", f"{len(samples)} x {setup.training_points}, fp32, with the loss", step

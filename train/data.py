@@ -1,112 +1,313 @@
-"""The training set in memory, and batches that are functions of (seed, step) alone."""
+"""Training sets, resident on the device or on disk, and batches that are functions of (seed, step, scene) alone."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wireframe import hashing
-from wireframe.errors import SampleError
-from wireframe.predict import model_inputs
-from wireframe.samples import iter_sample_rows, read_sample
+from wireframe.errors import ConfigError, SampleError
 from wireframe.sampling import SampledScene
-from wireframe.train.config import AugmentConfig
+from wireframe.train.augment import draw_points, turn, turns
+from wireframe.train.config import AugmentConfig, TrainConfig
+from wireframe.train.made_rows import MadeRows
+from wireframe.train.resident import Resident, free_bytes, moved
+from wireframe.train.rows import RowLayout, row_digest
+from wireframe.train.sources import MadeSource, PackedRow, ParquetSource, open_source, packed_rows, source_key
+from wireframe.train.spool import Spool, open_spool
+
+# Epochs whose order is kept: a batch lies in two at most, and the caller asks ahead.
+_EPOCHS_KEPT = 4
+
+
+class Batch(NamedTuple):
+    """Scenes for one gradient, all on the set's device.
+
+    Attributes:
+        inputs: name -> [b, T, ...], what the model takes.
+        target: float32 [b, S, 2, 3], normalised segments, zeros behind the real ones; target_mask: bool [b, S].
+        scene_keys: int64 [b], ``hashing.key_bits`` of the scenes.
+    """
+
+    inputs: dict[str, Tensor]
+    target: Tensor
+    target_mask: Tensor
+    scene_keys: Tensor
 
 
 class TrainingSet:
-    """Sampled scenes as stacked arrays.
+    """Sampled scenes to train on, addressed by their place in the sorted list of ids.
 
     Attributes:
         order_ids: list of N scene ids, sorted, so that the order of files on disk does not matter.
-        inputs: name -> tensor [N, T, ...] of every model input.
-        segments: float32 [N, S, 2, 3] normalised, zero-padded; segment_mask: bool [N, S].
+        points: T of the rows.
+        source: where they come from, as ``wireframe.evaluate`` takes it; None for rows without files.
+        dev_val_ids: held-out rows of the source, in file order.
+        device: where batches come; resident: whether the rows are there, or on disk.
     """
 
-    def __init__(self, scenes: list[SampledScene], max_segments: int):
-        scenes = sorted(scenes, key=lambda scene: scene.order_id)
+    def __init__(
+        self, store: Resident | Spool, layout: RowLayout, source: str | None = None, dev_val_ids: Sequence[str] = ()
+    ):
+        self._store, self._layout = store, layout
+        self.source, self.dev_val_ids = source, tuple(dev_val_ids)
+        self.points, self.device, self.resident = layout.points, store.device, store.resident
+        places = sorted(range(len(store.order_ids)), key=store.order_ids.__getitem__)
+        self._places = np.array(places, dtype=np.int64)
+        self.order_ids = [store.order_ids[place] for place in places]
+        self._keys = hashing.key_bits(self.order_ids)
+        self._fingerprint = hashlib.sha256(b"".join(store.digests[place] for place in places)).hexdigest()
+        self._epochs: dict[tuple[int, int, int], np.ndarray] = {}
+
+    @classmethod
+    def from_scenes(
+        cls, scenes: Sequence[SampledScene], max_segments: int, device: str | torch.device = "cpu"
+    ) -> TrainingSet:
+        """A resident set of scenes in memory.
+
+        Raises:
+            SampleError: no scene, a scene with more than ``max_segments`` segments, or different numbers of points.
+        """
         if not scenes:
-            raise SampleError("the training set is empty; make one with `wireframe prepare`")
-        sizes = {len(scene.mask) for scene in scenes}
-        if len(sizes) > 1:
-            raise SampleError(f"rows of one training set must have one number of points, found {sorted(sizes)}")
-        self.order_ids = [scene.order_id for scene in scenes]
-        self.keys = np.array([hashing.scene_key(order_id) for order_id in self.order_ids], dtype=np.uint64)
-        self.inputs = model_inputs(scenes)
-        self.segments = torch.zeros(len(scenes), max_segments, 2, 3)
-        self.segment_mask = torch.zeros(len(scenes), max_segments, dtype=torch.bool)
-        for i, scene in enumerate(scenes):
-            count = len(scene.gt_segments)
-            self.segments[i, :count] = torch.from_numpy(scene.gt_segments)
-            self.segment_mask[i, :count] = True
+            raise SampleError("a training set needs a scene")
+        layout = RowLayout(len(scenes[0].mask), max_segments)
+        packed = ((scene.order_id, layout.pack(scene)) for scene in scenes)
+        rows = (PackedRow(order_id, row_digest(order_id, row), row) for order_id, row in packed)
+        return cls(Resident(rows, len(scenes), layout, torch.device(device)), layout)
 
     def __len__(self) -> int:
         return len(self.order_ids)
 
-    @property
-    def points(self) -> int:
-        return self.inputs["mask"].shape[1]
-
     def fingerprint(self) -> str:
-        """SHA-256 of the scene ids, inputs and targets, in their order."""
-        digest = hashlib.sha256("\n".join(self.order_ids).encode())
-        for tensor in (*self.inputs.values(), self.segments, self.segment_mask):
-            digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 over the digests of the scenes (id, inputs, targets) in the order of their ids."""
+        return self._fingerprint
 
-    def batch(
-        self, seed: int, stage: int, step: int, start: int, size: int, augment: AugmentConfig
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The batch of one step.
+    def order(self, seed: int, stage: int, start: int, size: int) -> np.ndarray:
+        """int64 [size]: scenes ``start .. start + size`` of a stage's endless sequence of shuffled epochs.
 
-        Args:
-            seed, stage: the random key of the epochs' orders.
-            step: global step; with the seed and the scene, the key of the augmentation.
-            start: how many scenes the stage's earlier steps took; epochs follow one another without a gap.
-            size: B.
-            augment: which augmentations to use.
-
-        Returns:
-            inputs name -> [B, T, ...], target segments float32 [B, S, 2, 3], target mask bool [B, S].
+        Within an epoch a scene's place among others does not depend on which further scenes the set has.
         """
-        index = self._order(seed, stage, start, size)
-        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
-        turn = self._turns(seed, step, index.numpy(), augment)
-        inputs["xyz_norm"] = torch.einsum("btc,bdc->btd", inputs["xyz_norm"], turn)
-        segments = torch.einsum("bsec,bdc->bsed", self.segments[index], turn)
-        return inputs, segments, self.segment_mask[index]
-
-    def _order(self, seed: int, stage: int, start: int, size: int) -> Tensor:
-        """Scenes ``start .. start + size`` of the endless sequence of shuffled epochs."""
         positions = np.arange(start, start + size)
         index = np.empty(size, dtype=np.int64)
-        for epoch in np.unique(positions // len(self)):
-            keys = hashing.hash64(seed, int(epoch), hashing.EPOCH_ORDER + stage, self.keys)
+        for epoch in np.unique(positions // len(self)).tolist():
             here = positions // len(self) == epoch
-            index[here] = np.argsort(keys, kind="stable")[positions[here] % len(self)]
-        return torch.from_numpy(index)
+            index[here] = self._epoch(seed, stage, epoch)[positions[here] % len(self)]
+        return index
 
-    def _turns(self, seed: int, step: int, index: np.ndarray, augment: AugmentConfig) -> Tensor:
-        """float32 [B, 3, 3]: a rotation about y and perhaps a mirrored x, by (seed, step, scene)."""
-        turn = np.zeros((len(index), 3, 3))
-        for row, scene in enumerate(index):
-            key = int(self.keys[scene])
-            angle, coin = hashing.uniform(seed, key, hashing.AUGMENTATION + step, 2)
-            angle = 2 * np.pi * angle if augment.rotate else 0.0
-            mirror = -1.0 if augment.flip and coin < 0.5 else 1.0
-            c, s = np.cos(angle), np.sin(angle)
-            turn[row] = [[c * mirror, 0, s], [0, 1, 0], [-s * mirror, 0, c]]
-        return torch.from_numpy(turn.astype(np.float32))
+    def _epoch(self, seed: int, stage: int, epoch: int) -> np.ndarray:
+        key = (seed, stage, epoch)
+        if key not in self._epochs:
+            while len(self._epochs) >= _EPOCHS_KEPT:
+                del self._epochs[next(iter(self._epochs))]
+            hashes = hashing.hash64(seed, epoch, hashing.EPOCH_ORDER + stage, self._keys.view(np.uint64))
+            self._epochs[key] = np.argsort(hashes, kind="stable")
+        return self._epochs[key]
+
+    def batch(
+        self, seed: int, step: int, rows: np.ndarray, augment: AugmentConfig, points: int | None = None
+    ) -> Batch:
+        """The scenes ``rows``, augmented: a function of (seed, step, scene) alone for each of them.
+
+        Args:
+            seed, step: with the scene, the key of the augmentation.
+            rows: int64 [b], places in ``order_ids``.
+            augment: which augmentations to use.
+            points: T of the batch; fewer than the rows have only with ``augment.resample``. None: all.
+
+        Raises:
+            ConfigError: the rows do not have that many points. ShardError: rows on disk cannot be read.
+        """
+        drawn = self._drawn(augment, points)
+        return self._finish(seed, step, rows, self._store.fetch(self._places[rows]), augment, drawn)
+
+    def batches(
+        self,
+        requests: Iterable[tuple[int, np.ndarray]],
+        seed: int,
+        augment: AugmentConfig,
+        points: int | None = None,
+    ) -> Iterator[Batch]:
+        """``batch`` of every (step, rows), in order; rows on disk are read ahead by a thread until it is closed.
+
+        Raises:
+            ConfigError, at once, and ShardError, at the request: as ``batch``. WireframeError: reading ahead failed.
+        """
+        drawn = self._drawn(augment, points)
+
+        def finished() -> Iterator[Batch]:
+            fetched = self._store.fetch_all(requests, lambda request: self._places[request[1]])
+            try:
+                for (step, rows), packed in fetched:
+                    yield self._finish(seed, step, rows, packed, augment, drawn)
+            finally:
+                fetched.close()
+
+        return finished()
+
+    def _drawn(self, augment: AugmentConfig, points: int | None) -> int | None:
+        """How many points to draw from every row, None for all."""
+        if points is None or points == self.points:
+            return None
+        if points < self.points and augment.resample:
+            return points
+        advice = "; augment.resample=true would draw them" if points < self.points else ""
+        raise ConfigError(f"a stage of {points} points cannot use rows of {self.points}{advice}")
+
+    def _finish(
+        self, seed: int, step: int, rows: np.ndarray, packed: Tensor, augment: AugmentConfig, drawn: int | None
+    ) -> Batch:
+        inputs = self._layout.unpack(packed)
+        target, target_mask = inputs.pop("segments"), inputs.pop("segment_mask")
+        keys = moved(torch.from_numpy(self._keys[rows]), self.device)
+        if drawn is not None:
+            index, kept = draw_points(seed, step, keys, inputs["mask"], drawn)
+            inputs = {name: tensor.gather(1, _like(index, tensor)) for name, tensor in inputs.items()}
+            inputs["mask"] = kept
+        if augment.rotate or augment.flip:
+            coefficients = moved(turns(seed, step, self._keys[rows], augment), self.device)
+            inputs["xyz_norm"] = turn(inputs["xyz_norm"], coefficients)
+            target = turn(target, coefficients)
+        return Batch(inputs, target, target_mask, keys)
 
 
-def load_training_set(source: str | os.PathLike, max_segments: int) -> TrainingSet:
-    """All sampled rows of ``source`` with 1 to ``max_segments`` ground-truth edges.
+def _like(index: Tensor, tensor: Tensor) -> Tensor:
+    """The index [B, T] for a gather from [B, P] or [B, P, 3]."""
+    return index if tensor.dim() == 2 else index[..., None].expand(-1, -1, tensor.shape[2])
+
+
+def load_training_sets(
+    sources: Sequence[str | os.PathLike | MadeRows],
+    config: TrainConfig,
+    *,
+    exclude: Set[str] = frozenset(),
+    device: str | torch.device = "cpu",
+    stream: bool | None = None,
+    spool: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[int, TrainingSet]:
+    """The train split of every source, by its number of points: scenes with 1 to ``config.model.segments`` edges.
+
+    The last ``config.dev_val`` rows of each source's train split are left out of all of them. A set lies on ``device``
+    when it takes at most half of what is free there, else on disk; the order and the bits of batches are the same.
+
+    Args:
+        sources: sampled rows in Parquet (files, folders, globs, ``hf://``), or made rows.
+        config: of the run.
+        exclude: ids of scenes not to train on; dev val keeps them.
+        device: where batches are wanted.
+        stream: True for all sets on disk, False for none, None as they fit.
+        spool: folder for sets on disk, which the next start finds again.
+        say: told in one line each what was held out, left out and loaded; None writes to stderr.
 
     Raises:
-        ShardError, SampleError: nothing readable is there, or rows of different sizes are mixed.
+        ShardError, SampleError: shards or rows cannot be read, hold a scene twice or different numbers of points, or no
+            scene is left. ConfigError: two sources have one number of points, or a set fits nowhere.
     """
-    scenes = [read_sample(row) for row in iter_sample_rows(source)]
-    return TrainingSet([scene for scene in scenes if 0 < len(scene.gt_segments) <= max_segments], max_segments)
+    say = say or _to_stderr
+    opened = [open_source(source) for source in sources]
+    held_out = [source.ids[max(len(source.ids) - config.dev_val, 0) :] for source in opened]
+    left_out = _say_left_out(opened, held_out, exclude, config.dev_val, say)
+    sets: dict[int, TrainingSet] = {}
+    layouts: dict[int, RowLayout] = {}
+    wanted = [frozenset(source.ids) - left_out for source in opened]
+    for source, ids in zip(opened, wanted):
+        layout = RowLayout(_points(source, ids, left_out - exclude), config.model.segments)
+        if layout.points in layouts:
+            raise ConfigError(
+                f"two --data have rows of {layout.points} points; give one set for each number of points"
+            )
+        layouts[layout.points] = layout
+    for source, ids, held, layout in zip(opened, wanted, held_out, layouts.values()):
+        if gap := source.missing_shards():
+            say(f"warning: {source.name} lacks the shard {gap}; a whole download has other rows and another dev val")
+        store = _store(source, ids, layout, torch.device(device), stream, spool, say)
+        if not store.order_ids:
+            raise SampleError(
+                f"{source.name} has no scene to train on: none of {len(ids)} has 1 to {layout.segments} edges; "
+                "raise model.segments"
+            )
+        found = sets[layout.points] = TrainingSet(store, layout, source.path, held)
+        place = f"on {found.device}" if found.resident else f"on disk in {spool}"
+        say(
+            f"{source.name}: {len(found)} scenes of {found.points} points {place} "
+            f"({len(found) * layout.bytes / 1e9:.2f} GB); {len(ids) - len(found)} have no edges or too many"
+        )
+    return sets
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _say_left_out(
+    sources: list[ParquetSource | MadeSource],
+    held_out: list[list[str]],
+    exclude: Set[str],
+    dev_val: int,
+    say: Callable[[str], None],
+) -> frozenset[str]:
+    """Ids that no set may train on; says how many there are and where they come from."""
+    held = [frozenset(ids) for ids in held_out]
+    both = frozenset().union(*held)
+    if dev_val and sources:
+        parts = " and ".join(
+            f"the last {len(ids)} of {len(source.ids)} rows of {source.name}" for source, ids in zip(sources, held)
+        )
+        common = len(frozenset.intersection(*held))
+        shared = f"; {common} scenes in common, {len(both)} left out of every set" if len(sources) > 1 else ""
+        say(f"dev-val: {parts}{shared}")
+    if exclude:
+        found = exclude & frozenset(order_id for source in sources for order_id in source.ids)
+        say(f"excluded: {len(found)} of the {len(exclude)} listed scenes are in the data")
+    return both | frozenset(exclude)
+
+
+def _points(source: ParquetSource | MadeSource, wanted: Set[str], held: Set[str]) -> int:
+    """The number of points of a source's rows, from the first of them that is wanted."""
+    if not source.ids:
+        raise SampleError(f"{source.name} has no rows; make some with `wireframe prepare`")
+    if not wanted:
+        count = len(held.intersection(source.ids))
+        raise SampleError(
+            f"{source.name} has no scene left to train on: of {len(source.ids)} rows {count} are dev-val and "
+            f"{len(source.ids) - count} excluded; lower dev_val"
+        )
+    first = next(order_id for order_id in source.ids if order_id in wanted)
+    with contextlib.closing(source.scenes({first})) as scenes:
+        return len(next(scenes).mask)
+
+
+def _store(
+    source: ParquetSource | MadeSource,
+    wanted: Set[str],
+    layout: RowLayout,
+    device: torch.device,
+    stream: bool | None,
+    spool: Path | None,
+    say: Callable[[str], None],
+) -> Resident | Spool:
+    """The packed rows of a source: on the device or on disk."""
+
+    def packed() -> Iterator[PackedRow]:
+        return packed_rows(source, wanted, layout)
+
+    size = len(wanted) * layout.bytes
+    if stream is None:
+        stream = size > free_bytes(device) // 2
+    if not stream:
+        with contextlib.closing(packed()) as rows:
+            return Resident(rows, len(wanted), layout, device)
+    if spool is None:
+        raise ConfigError(f"{source.name} takes {size / 1e9:.2f} GB, too much for {device}; name a folder to spool it")
+    return open_spool(
+        Path(spool), source_key(source, wanted, layout), layout, len(wanted), packed, source.name, device, say
+    )

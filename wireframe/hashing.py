@@ -23,6 +23,7 @@ AUGMENTATION = 4 << 32
 EPOCH_ORDER = 5 << 32
 SYNTH = 6 << 32
 DROPOUT = 7 << 32
+RESAMPLE = 8 << 32
 
 
 def depth_pixels(view: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Callable
@@ -27,11 +28,9 @@ def read_npy(data: bytes, name: str, error: Callable[[str], Exception] = ValueEr
     Raises:
         error: an object or structured dtype, a broken header, or another size than the header announces.
     """
-    stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER_BYTES)
+        offset = _header_bytes(data)
+        shape, fortran, dtype = _parse_header(data[:offset])
     except Exception as problem:  # The header is Python text: its parser lets many exception types out.
         raise error(f"{name} is not a .npy array ({one_line(problem)})") from None
     if dtype.kind not in "biufUS" or dtype.itemsize == 0:
@@ -39,7 +38,7 @@ def read_npy(data: bytes, name: str, error: Callable[[str], Exception] = ValueEr
     if len(shape) > 8 or any(not 0 <= side < 1 << 40 for side in shape):
         raise error(f"{name} is a .npy array of impossible shape {one_line(shape)}")
     # Python integers do not overflow, whatever shape the header claims.
-    count, offset = math.prod(shape), stream.tell()
+    count = math.prod(shape)
     if count * dtype.itemsize != len(data) - offset:
         raise error(f"{name} announces {count * dtype.itemsize} bytes and holds {len(data) - offset}")
     try:
@@ -47,6 +46,24 @@ def read_npy(data: bytes, name: str, error: Callable[[str], Exception] = ValueEr
         return flat.reshape(shape, order="F" if fortran else "C").copy()
     except ValueError as problem:
         raise error(f"{name} is a .npy array of impossible shape ({one_line(problem)})") from None
+
+
+def _header_bytes(data: bytes) -> int:
+    """Where the numbers of a .npy file begin, as its first bytes say."""
+    width = 2 if data[6:7] == b"\x01" else 4
+    end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    if end > min(len(data), 8 + width + MAX_HEADER_BYTES):
+        raise ValueError("its header is cut or too long")
+    return end
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_header(header: bytes) -> tuple[tuple, bool, np.dtype]:
+    """(shape, fortran order, dtype); rows of one set share their headers, and parsing one costs most of a read."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    return reader(stream, max_header_size=MAX_HEADER_BYTES)
 
 
 def read_npz(data: bytes, name: str, error: Callable[[str], Exception] = ValueError) -> dict[str, np.ndarray]:

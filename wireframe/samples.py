@@ -10,6 +10,7 @@ import contextlib
 import glob
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ from wireframe.sampling import SampledScene
 from wireframe.shards import EXTENSIONS
 
 _PARQUET = ".parquet"
+
+SPLITS = ("train", "validation", "test")
+# Words of file and folder names that tell a split, as on the hub.
+_SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 
 # name -> (dtype, shape); T points, E edges, V vertices. Ground truth may be absent (a test scene).
 _POINT_ARRAYS = {
@@ -119,6 +128,9 @@ def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     """The array as ``dtype``; None where that is another kind of number or would change an integer."""
     if array.dtype.kind not in {"f": "f", "b": "b"}.get(dtype.kind, "iu"):
         return None
+    if dtype.kind == "b":
+        # Bytes other than 0 and 1 are truths too, and not every reader of a tensor takes them so.
+        return array.view(np.uint8) != 0
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     return cast if dtype.kind == "f" or np.array_equal(cast, array) else None
@@ -148,18 +160,59 @@ def is_sampled(source: str | os.PathLike) -> bool:
     return any(name.endswith(_PARQUET) for name in names) and not any(name.endswith(EXTENSIONS) for name in names)
 
 
-def list_parquet(source: str | os.PathLike) -> list[str]:
+def list_parquet(source: str | os.PathLike, split: str | None = None) -> list[str]:
     """Parquet shards of a file, folder (searched to any depth), glob or ``hf://`` path, sorted by name.
 
+    Args:
+        source: where the shards are.
+        split: "train", "validation" or "test": only the shards whose name, or else a folder of theirs below the
+            source, carries that word, as on the hub (``data/train-00000-of-00012.parquet``, ``train/0.parquet``).
+            Where no shard carries the word of any split, all of them are "train". None: all shards.
+
     Raises:
-        ShardError: nothing is there, or the hub cannot list it.
+        ShardError: nothing is there, no shard is of that split, or the hub cannot list it.
         MissingPackageError: an ``hf://`` source without huggingface_hub.
     """
     source = os.fspath(source)
-    found = _list_files(source, (_PARQUET,))
+    if split is not None and split not in SPLITS:
+        raise ShardError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    found = sorted(_list_files(source, (_PARQUET,)))
     if not found:
         raise ShardError(f"no Parquet shards in {source!r}; make some with `wireframe prepare`")
-    return sorted(found)
+    if split is None:
+        return found
+    splits = [_split_of(path, source) for path in found]
+    if split == "train" and not any(splits):
+        return found
+    chosen = [path for path, its in zip(found, splits) if its == split]
+    if not chosen:
+        there = ", ".join(sorted({its or "no named split" for its in splits}))
+        raise ShardError(f"no shard of the {split} split in {source!r} (there: {there}); "
+                         f"their names say it: {split}-00000-of-00001.parquet or {split}/0.parquet")
+    return chosen
+
+
+def _split_of(path: str, source: str) -> str | None:
+    """The split that a shard's name tells, or else the nearest folder below ``source`` that tells one."""
+    for part in reversed(_below(path, source).split("/")):
+        told = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
+        if len(told) == 1:
+            return told.pop()
+    return None
+
+
+def _below(path: str, source: str) -> str:
+    """The part of a shard's path below its source: below the folder, or the fixed folders of a glob."""
+    if is_hub(source):
+        # hf://datasets/OWNER/NAME@REVISION is no folder of the data set.
+        folder = re.split(r"[*?\[]", source)[0].rpartition("/")[0] if re.search(r"[*?\[]", source) else source
+        inside = path.removeprefix(folder) if path != source else os.path.basename(path)
+        return inside if inside != path else "/".join(path.split("/")[5:])
+    if os.path.isdir(source):
+        return os.path.relpath(path, source)
+    if os.path.exists(source):
+        return os.path.basename(path)
+    return os.path.relpath(path, os.path.dirname(re.split(r"[*?\[]", source)[0]) or ".")
 
 
 def _list_files(source: str, extensions: tuple[str, ...]) -> list[str]:
@@ -175,18 +228,29 @@ def _list_files(source: str, extensions: tuple[str, ...]) -> list[str]:
     return [path for path in found if path.endswith(extensions) and os.path.isfile(path)]
 
 
-def iter_sample_rows(source: str | os.PathLike, batch_rows: int = 64) -> Iterator[dict]:
-    """Rows ``{"order_id", "data"}`` of all shards of ``source``, in order.
+def iter_sample_rows(source: str | os.PathLike, batch_rows: int = 64, split: str | None = None) -> Iterator[dict]:
+    """Rows ``{"order_id", "data"}`` of all shards of ``source``, or of those of ``split``, in order.
 
     Raises:
-        ShardError: a file is not Parquet or lacks the two columns.
+        ShardError: a file is not Parquet or lacks the two columns, or as ``list_parquet``.
     """
-    for path in list_parquet(source):
-        with open_parquet(path) as file:
-            if not {"order_id", "data"} <= set(file.schema_arrow.names):
-                raise ShardError(f"{path} lacks the columns order_id and data; point to sampled rows")
+    for path in list_parquet(source, split):
+        with open_sampled(path) as file:
             for batch in file.iter_batches(batch_rows, columns=["order_id", "data"]):
                 yield from batch.to_pylist()
+
+
+@contextlib.contextmanager
+def open_sampled(path: str) -> Iterator[Any]:
+    """``open_parquet`` of a shard of sampled rows.
+
+    Raises:
+        ShardError: as ``open_parquet``, or the columns of a sampled row are missing.
+    """
+    with open_parquet(path) as file:
+        if not {"order_id", "data"} <= set(file.schema_arrow.names):
+            raise ShardError(f"{path} lacks the columns order_id and data; point to sampled rows")
+        yield file
 
 
 @contextlib.contextmanager
@@ -207,7 +271,7 @@ def open_parquet(path: str) -> Iterator[Any]:
     except WireframeError:
         raise
     except Exception as error:  # Arrow and the hub's client raise many types of their own.
-        raise ShardError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
+        raise ShardError(f"{path}: not a readable Parquet file ({one_line(error)}); fetch or write it again") from None
 
 
 def write_parquet(rows: list[dict], path: str | os.PathLike) -> None:
