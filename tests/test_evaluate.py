@@ -1,10 +1,12 @@
 import json
 import os
 import threading
+from concurrent.futures import Future
 
 import pytest
 
 from wireframe import evaluate as module
+from wireframe import scene_scores, scene_source
 from wireframe.cli import main
 from wireframe.evaluate import Failure, evaluate, predict_file
 from wireframe.perceiver import Perceiver, PerceiverConfig
@@ -61,11 +63,28 @@ def test_a_limit_looks_at_no_scene_beyond_it(cut_tar, model, tmp_path, workers):
     assert count == 6 and [failure.order_id for failure in failures] == ["synth-0-000001"]
 
 
+class QuickPool:
+    """Starting the metric's processes takes seconds, and no test that has this one is about scores."""
+
+    def __init__(self, workers):
+        self.workers = workers
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, predicted, truth):
+        future = Future()
+        future.set_result(Outcome(ZERO, None))
+        return future
+
+
 @pytest.fixture
 def quick_score(monkeypatch):
-    """Starting the metric's processes takes seconds, and no test here is about scores."""
     pytest.importorskip("hoho2025")
-    monkeypatch.setattr(module, "score_many", lambda pairs, **_: [Outcome(ZERO, None)] * len(pairs))
+    monkeypatch.setattr(scene_scores, "ScorePool", QuickPool)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -102,7 +121,7 @@ def test_the_next_scene_is_read_while_the_model_runs(cut_tar, model, tmp_path, m
         return predict_segments(sample, model)
 
     model_runs = threading.Event()
-    monkeypatch.setattr(module, "read_scene", read)
+    monkeypatch.setattr(scene_source, "read_scene", read)
     monkeypatch.setattr(module, "predict_segments", predict)
     assert predict_file(cut_tar, tmp_path / "p.json", model, limit=3, workers=2, progress=False)[0] == 3
 

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
-from wireframe.ahead import in_order
-from wireframe.errors import ScoreError, ShardError, WireframeError
+import torch
+
+import wireframe
+from wireframe.errors import ConfigError, ScoreError, ShardError, printable
 from wireframe.files import atomic_write, check_target
-from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
+from wireframe.partial_scores import PartialScores
 from wireframe.perceiver import Perceiver
+from wireframe.plots import SheetItem, contact_sheet, require_matplotlib
 from wireframe.predict import predict_segments, wireframe_of
-from wireframe.samples import is_sampled, iter_sample_rows, list_parquet, read_sample
-from wireframe.sampling import SampledScene, sample_points
-from wireframe.scene import read_scene
-from wireframe.scoring import Outcome, require_hoho, score_many, summarise
-from wireframe.shards import iter_rows, list_shards
+from wireframe.sampling import SampledScene
+from wireframe.scene_scores import SceneScores, mean_at, score_scenes
+from wireframe.scene_source import Failure, SceneSource
+from wireframe.scoring import Outcome, require_hoho, summarise
+from wireframe.splits import DEV_VAL
+
+__all__ = ["Evaluation", "Failure", "Threshold", "evaluate", "format_summary", "model_hash", "predict_file"]
 
 
-class Failure(NamedTuple):
-    """A scene that could not be predicted; it gets the empty solution."""
+class Threshold(NamedTuple):
+    """Mean HSS of ``scenes`` scenes where segments of a confidence above ``confidence`` count."""
 
-    order_id: str
-    reason: str
+    confidence: float
+    hss: float
+    scenes: int
 
 
 class Evaluation(NamedTuple):
-    """order_ids and outcomes of the scored scenes, in order; failures: scenes without a prediction or a truth."""
+    """order_ids and outcomes of the scored scenes, in order; failures: scenes without a prediction or a truth;
+    worst: ids of the scenes of the lowest HSS, the lowest first, as far as asked for."""
 
     order_ids: list[str]
     outcomes: list[Outcome]
     failures: list[Failure]
+    thresholds: tuple[Threshold, ...] = ()
+    worst: tuple[str, ...] = ()
 
 
 def predict_file(
@@ -71,23 +83,18 @@ def predict_file(
     """
     from tqdm import tqdm
 
-    list_shards(source)
+    reading = SceneSource(source, model.config.num_points, sampled=False, limit=limit, workers=workers)
     check_target(out).parent.mkdir(parents=True, exist_ok=True)
     entries, failures = [], []
-    samples = _read_all(_raw_reader(model, workers), iter_rows(source, limit), source, workers, failures)
-    for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
+    for index, sample in tqdm(reading.read(), disable=not progress, desc="predict", unit="scene"):
         if isinstance(sample, Failure):
             failures.append(sample)
             predicted = empty_wireframe()
         else:
             predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
-        entries.append(
-            {
-                "order_id": sample.order_id,
-                "wf_vertices": predicted.vertices.tolist(),
-                "wf_edges": predicted.edges.tolist(),
-            }
-        )
+        if index is not None:
+            vertices, edges = predicted.vertices.tolist(), predicted.edges.tolist()
+            entries.append({"order_id": sample.order_id, "wf_vertices": vertices, "wf_edges": edges})
     if not entries:
         raise ShardError(failures[0].reason if failures else f"{os.fspath(source)} holds no scene")
     with atomic_write(out) as file:
@@ -100,106 +107,171 @@ def evaluate(
     model: Perceiver,
     graph: GraphConfig = GraphConfig(),
     *,
+    split: str | None = None,
+    dev_val: int = DEV_VAL,
     limit: int | None = None,
     workers: int = 1,
     out: str | os.PathLike | None = None,
     progress: bool = True,
+    thresholds: Sequence[float] = (),
+    threshold_scenes: int = 128,
+    sheet: str | os.PathLike | None = None,
+    worst: int = 20,
 ) -> Evaluation:
     """Predicts and scores every scene of ``source`` (raw tars, or Parquet shards of sampled rows).
 
     A scene that cannot be read, or has no ground truth, is counted as a failure and not scored; so is the rest of a
-    shard that breaks off.
+    shard that breaks off. With ``out``, scenes scored so far stand in ``out`` + ".partial" until all are: an evaluation
+    that was killed neither predicts nor scores them again where model, settings, source and software are the same.
+    Neither that nor the number of workers changes the result. No global random generator is touched.
 
     Args:
-        source, model, graph, limit, progress: as in ``predict_file``.
-        workers: threads that read ahead, as in ``predict_file``, and then processes that score.
+        source, graph, limit, progress: as in ``predict_file``.
+        model: on any device and in any mode; it runs in eval mode and gets its own back.
+        split: of sampled rows: "train", "validation", "test" or "dev-val"; None for all rows.
+        dev_val: how many rows at the end of the train split are "dev-val".
+        workers: threads that read ahead, and processes that score meanwhile.
         out: JSON file for the scores of every scene, None for none.
+        thresholds: confidences at which the scenes of the first ``threshold_scenes`` rows are scored too.
+        sheet: PNG file for a picture of the ``worst`` scenes, None for none.
 
     Raises:
-        ShardError: the source holds no shard. ScoreError: no scene can be scored. MissingPackageError: no hoho2025.
+        ShardError: the source holds no shard, or none of the split. ScoreError: no scene can be scored. ConfigError: a
+            threshold is no probability, or a split of raw scenes. MissingPackageError: no hoho2025, or no matplotlib
+            for the sheet. OSError: a file cannot be written.
     """
-    from tqdm import tqdm
-
     require_hoho()
-    if out is not None:
-        check_target(out).parent.mkdir(parents=True, exist_ok=True)
-    order_ids, pairs, failures = [], [], []
-    samples = _scenes_with_truth(source, model, limit, workers, failures)
-    for sample in tqdm(samples, disable=not progress, desc="predict", unit="scene"):
-        predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
-        order_ids.append(sample.order_id)
-        pairs.append((predicted, Wireframe(sample.gt_vertices, sample.gt_edges.astype("int64"))))
-    if not pairs:
-        reason = failures[0].reason if failures else "the source is empty"
-        raise ScoreError(f"no scene of {os.fspath(source)} can be scored: {reason}")
-    with tqdm(total=len(pairs), disable=not progress, desc="score", unit="scene") as bar:
-        outcomes = score_many(pairs, workers=workers, progress=lambda done, _: bar.update(done - bar.n))
-    result = Evaluation(order_ids, outcomes, failures)
-    if out is not None:
-        with atomic_write(out) as file:
-            file.write(json.dumps(_as_json(result), indent=1).encode())
+    if sheet is not None:
+        require_matplotlib()
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"a threshold must be a probability from 0 to 1, got {threshold}")
+    for path in (out, sheet):
+        if path is not None:
+            check_target(path).parent.mkdir(parents=True, exist_ok=True)
+    reading = SceneSource(
+        source, model.config.num_points, split=split, dev_val=dev_val, limit=limit, workers=workers
+    )
+    settings = {
+        "graph": _plain(dataclasses.asdict(graph)),
+        "thresholds": list(thresholds),
+        "threshold_scenes": threshold_scenes,
+    }
+    about = {"model": model_hash(model), **settings, "source": reading.identity(), "software": _software(model)}
+    with PartialScores(None if out is None else Path(f"{os.fspath(out)}.partial"), about) as partial:
+        with _eval_mode(model):
+            found = score_scenes(
+                reading, model, graph, tuple(thresholds), threshold_scenes, partial,
+                keep=worst if sheet is not None else 0, progress=progress,
+            )  # fmt: skip
+        if not found.scenes:
+            partial.finish()
+        result = _result(reading, found, thresholds)
+        # The scores come last: where they stand, the rest does too.
+        items = _sheet_items(reading, found)
+        if items:
+            contact_sheet(items, sheet)
+        if out is not None:
+            with atomic_write(out) as file:
+                head = {**about, "source": reading.describe()}
+                file.write(json.dumps({**head, **_as_json(result)}, indent=1).encode())
+        partial.finish()
     return result
 
 
 def format_summary(result: Evaluation) -> str:
-    """The mean scores with their bootstrap interval, and the scenes that score 0 for a reason."""
+    """The mean scores with their bootstrap interval, the scenes that score 0 for a reason, thresholds, the worst."""
     summary = summarise(result.outcomes)
     lines = [
         f"{summary['scenes']} scenes: HSS {summary['hss']:.4f} (95 % {summary['hss_low']:.4f}-"
         f"{summary['hss_high']:.4f}), F1 {summary['f1']:.4f}, IoU {summary['iou']:.4f}"
     ]
     lines += [f"  scored 0: {count} x {reason}" for reason, count in summary["failures"].items()]
+    lines += [f"  threshold {t.confidence:.2f}: HSS {t.hss:.4f} on {t.scenes} scenes" for t in result.thresholds]
+    if result.worst:
+        lines.append(f"  worst: {', '.join(map(printable, result.worst))}")
     return "\n".join(lines)
 
 
-def _scenes_with_truth(
-    source: str | os.PathLike, model: Perceiver, limit: int | None, workers: int, failures: list[Failure]
-) -> Iterator[SampledScene]:
-    """Sampled scenes with ground truth; the others go to ``failures``."""
-    if is_sampled(source):
-        list_parquet(source)
-        read, rows = read_sample, iter_sample_rows(source)
-    else:
-        list_shards(source)
-        read, rows = _raw_reader(model, workers), iter_rows(source)
-    for sample in _read_all(read, islice(rows, limit), source, workers, failures):
-        if isinstance(sample, Failure):
-            failures.append(sample)
-        elif len(sample.gt_edges) == 0:
-            failures.append(Failure(sample.order_id, "no ground truth"))
-        else:
-            yield sample
+def model_hash(model: Perceiver) -> str:
+    """Hexadecimal SHA-256 of the model's tensors: names, dtypes, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _raw_reader(model: Perceiver, workers: int) -> Callable[[dict], SampledScene]:
-    # Several workers have a core each; one has those that the model does not use at that moment.
-    threads = None if workers == 1 else 1
-    return functools.partial(_read_raw, num_points=model.config.num_points, threads=threads)
-
-
-def _read_raw(row: dict, num_points: int, threads: int | None) -> SampledScene:
-    return sample_points(fuse_views(read_scene(row), threads=threads), num_points, threads=threads)
-
-
-def _read_all(
-    read: Callable[[dict], SampledScene],
-    rows: Iterable[dict],
-    source: str | os.PathLike,
-    workers: int,
-    failures: list[Failure],
-) -> Iterator[SampledScene | Failure]:
-    """What each row holds, or why it cannot be read; where the source breaks off, that goes to ``failures``."""
-
-    def attempt(row: dict) -> SampledScene | Failure:
-        try:
-            return read(row)
-        except WireframeError as problem:
-            return Failure(str(row.get("order_id")), str(problem))
-
+@contextmanager
+def _eval_mode(model: Perceiver) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
-        yield from in_order(attempt, rows, workers)
-    except ShardError as problem:
-        failures.append(Failure(os.fspath(source), str(problem)))
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _software(model: Perceiver) -> dict:
+    """What a prediction's bits and its score depend on besides the model and the scene."""
+    device = next(model.parameters()).device
+    return {
+        "wireframe": wireframe.__version__,
+        "torch": torch.__version__,
+        "hoho2025": _version("hoho2025"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _plain(values: dict) -> dict:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(values))
+
+
+def _result(reading: SceneSource, found: SceneScores, thresholds: Sequence[float]) -> Evaluation:
+    if not found.scenes:
+        reason = found.failures[0].reason if found.failures else "the source is empty"
+        raise ScoreError(f"no scene of {reading.name} can be scored: {reason}")
+    return Evaluation(
+        [scene.order_id for scene in found.scenes],
+        [scene.outcome for scene in found.scenes],
+        found.failures,
+        tuple(Threshold(float(value), *mean_at(found.scenes, i)) for i, value in enumerate(thresholds)),
+        tuple(scene.order_id for scene in found.worst()),
+    )
+
+
+def _sheet_items(reading: SceneSource, found: SceneScores) -> list[SheetItem]:
+    """The worst scenes; points that an earlier call had read are read again."""
+    worst = {scene.index: scene for scene in found.worst()}
+    samples = {index: sample for index, sample in found.samples.items() if index in worst}
+    missing = worst.keys() - samples.keys()
+    with closing(reading.read(lambda index, row: None if index in missing else index)) as pairs:
+        while missing - samples.keys():
+            index, sample = next(pairs, (None, None))
+            if index is None:
+                break
+            if isinstance(sample, SampledScene):
+                samples[index] = sample
+    items = []
+    for index, scene in worst.items():
+        if index in samples:
+            sample = samples[index]
+            truth = Wireframe(sample.gt_vertices, sample.gt_edges)
+            items.append(
+                SheetItem(scene.order_id, *sample.world_points(), truth, scene.predicted, scene.outcome.score)
+            )
+    return items
 
 
 def _as_json(result: Evaluation) -> dict:
@@ -207,4 +279,10 @@ def _as_json(result: Evaluation) -> dict:
         {"order_id": order_id, **outcome.score._asdict(), "failure": outcome.failure}
         for order_id, outcome in zip(result.order_ids, result.outcomes)
     ]
-    return {"summary": summarise(result.outcomes), "scenes": scenes, "not_scored": [list(f) for f in result.failures]}
+    return {
+        "summary": summarise(result.outcomes),
+        "at_thresholds": [threshold._asdict() for threshold in result.thresholds],
+        "worst": list(result.worst),
+        "scenes": scenes,
+        "not_scored": [list(failure) for failure in result.failures],
+    }

@@ -69,11 +69,10 @@ def contact_sheet(items: Sequence[SheetItem], path: str | os.PathLike, columns: 
     """
     if not items or columns < 1:
         raise ScoreError("a contact sheet needs at least one scene and one column")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingPackageError(f"the sheet needs matplotlib ({error}): pip install matplotlib") from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     columns = min(columns, len(items))
     rows = math.ceil(len(items) / columns)
     card_width, card_height = 2 * _PANEL_WIDTH, _PANEL_HEIGHT + _TITLE
@@ -88,6 +87,14 @@ def contact_sheet(items: Sequence[SheetItem], path: str | os.PathLike, columns: 
     _draw_legend(figure, items)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", metadata={"Software": None})
+
+
+def require_matplotlib() -> None:
+    """Raises MissingPackageError where matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(f"the sheet needs matplotlib ({error}): pip install matplotlib") from error
 
 
 def _to_plot(vertices: np.ndarray) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""The scenes of a source, raw tars or Parquet shards of sampled rows, read by threads that work ahead of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from wireframe.ahead import in_order
+from wireframe.errors import ConfigError, ShardError, WireframeError
+from wireframe.fusion import fuse_views
+from wireframe.hub import is_hub
+from wireframe.samples import is_sampled, list_parquet, read_sample
+from wireframe.sampling import SampledScene, sample_points
+from wireframe.scene import read_scene
+from wireframe.shards import iter_rows, list_shards
+from wireframe.splits import DEV_VAL, DEV_VAL_SPLIT, iter_split_rows
+
+Known = TypeVar("Known")
+
+
+class Failure(NamedTuple):
+    """A scene that could not be predicted; it gets the empty solution."""
+
+    order_id: str
+    reason: str
+
+
+class SceneSource:
+    """Where scenes come from.
+
+    Args:
+        source: raw tars or Parquet shards: a file, folder, glob or ``hf://...``.
+        num_points: how many points a raw scene is sampled to.
+        sampled: whether it holds sampled rows; None to see by the names of its files.
+        split, dev_val: of sampled rows, as ``splits.iter_split_rows`` takes them.
+        limit: only the first so many scenes.
+        workers: threads that read ahead; with 1 nothing runs ahead.
+
+    Raises:
+        ShardError: the source holds no shard, or none of the split. ConfigError: a split of raw scenes.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike,
+        num_points: int,
+        *,
+        sampled: bool | None = None,
+        split: str | None = None,
+        dev_val: int = DEV_VAL,
+        limit: int | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.name = os.fspath(source)
+        self.sampled = is_sampled(source) if sampled is None else sampled
+        if split is not None and not self.sampled:
+            raise ConfigError(f"{self.name} holds raw scenes, which have no split {split!r}: leave it out")
+        of = "train" if split == DEV_VAL_SPLIT else split
+        self.shards = list_parquet(source, of) if self.sampled else list_shards(source)
+        self.split, self.dev_val, self.limit, self.workers = split, dev_val, limit, workers
+        self._num_points = num_points
+        # Several workers have a core each; one has those that the model does not use at that moment.
+        self._threads = None if workers == 1 else 1
+
+    def identity(self) -> dict:
+        """What tells this source from another one, and from itself with other files, in plain JSON values."""
+        return {**self.describe(), "shards": [_identity(path) for path in self.shards]}
+
+    def describe(self) -> dict:
+        """Its name and split, in plain JSON values."""
+        split = {} if self.split is None else {"split": self.split}
+        return {"name": self.name, **split, **({"dev_val": self.dev_val} if self.split == DEV_VAL_SPLIT else {})}
+
+    def expected(self) -> int | None:
+        """At most how many scenes there are, where that is known."""
+        known = [self.limit, self.dev_val if self.split == DEV_VAL_SPLIT else None]
+        return min((count for count in known if count is not None), default=None)
+
+    def read(
+        self, known: Callable[[int, dict], Known | None] = lambda index, row: None
+    ) -> Iterator[tuple[int | None, SampledScene | Failure | Known]]:
+        """The scenes by the position of their row, in order, or why one cannot be read.
+
+        Where the source breaks off, the last pair is None and the reason.
+
+        Args:
+            known: what it gives, unless None, stands in for the scene of (position, row), which is not read then.
+        """
+
+        def attempt(pair: tuple[int, dict]) -> tuple[int, SampledScene | Failure | Known]:
+            index, row = pair
+            found = known(index, row)
+            if found is not None:
+                return index, found
+            try:
+                return index, read_sample(row) if self.sampled else self._read_raw(row)
+            except WireframeError as problem:
+                return index, Failure(str(row.get("order_id")), str(problem))
+
+        try:
+            with closing(in_order(attempt, enumerate(self._rows()), self.workers)) as pairs:
+                yield from pairs
+        except ShardError as problem:
+            yield None, Failure(self.name, str(problem))
+
+    def _rows(self) -> Iterable[dict]:
+        if not self.sampled:
+            return iter_rows(self.name, self.limit)
+        return islice(iter_split_rows(self.name, self.split, self.dev_val), self.limit)
+
+    def _read_raw(self, row: dict) -> SampledScene:
+        return sample_points(
+            fuse_views(read_scene(row), threads=self._threads), self._num_points, threads=self._threads
+        )
+
+
+def _identity(path: str) -> list:
+    if is_hub(path):
+        return [path]
+    status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
