@@ -17,8 +17,8 @@ from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
 from wireframe.sampling import sample_points
 from wireframe.train.config import LossConfig, OptimizerConfig
-from wireframe.train.loop import make_optimizer
 from wireframe.train.loss import training_loss
+from wireframe.train.step import make_optimizer
 
 # cuBLAS reads it when CUDA starts, which is after the collection of the tests.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

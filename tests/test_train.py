@@ -6,16 +6,18 @@ import torch
 from safetensors.torch import load_file
 
 from scenes import random_scene
-from wireframe.errors import CheckpointError, ConfigError, SampleError, WireframeError
+from wireframe.errors import CheckpointError, ConfigError
 from wireframe.fusion import fuse_views
-from wireframe.perceiver import Perceiver, PerceiverConfig
+from wireframe.perceiver import Perceiver
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
 from wireframe.train import checkpoints
-from wireframe.train.config import BASE_CONFIG, AugmentConfig, StageConfig, load_config, parse_config
-from wireframe.train.data import TrainingSet, load_training_set
+from wireframe.train import loop as loop_module
+from wireframe.train.config import parse_config
+from wireframe.train.data import load_training_sets
 from wireframe.train.loop import train
-from wireframe.train.loss import confidence_target, endpoint_loss, match_loss
+from wireframe.train.ranks import Ranks, tree_sum
+from wireframe.train.stopping import GaveUp
 
 SMALL_MODEL = {
     "hidden": 32, "ff": 48, "latent_tokens": 8, "latent_layers": 2, "decoder_layers": 1, "num_heads": 2,
@@ -71,22 +73,13 @@ def test_dropout_and_augmentation_change_the_bits_when_their_seed_changes(data, 
 def test_stopped_and_resumed_equals_uninterrupted(data, finished, tmp_path, stop):
     train(settings(), data, tmp_path, progress=False, stop_after=stop)
     assert same(weights(train(settings(), data, tmp_path, progress=False)), weights(finished))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 9))
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
+    assert [line["step"] for line in lines(tmp_path, "resumed")] == [stop]
 
 
 def test_logging_and_saving_less_often_does_not_change_the_bits(data, finished, tmp_path):
     other = settings(save_every=100, log_every=100)
     assert same(weights(train(other, data, tmp_path, progress=False)), weights(finished))
-
-
-def test_the_order_of_files_and_rows_does_not_matter(data, finished, tmp_path):
-    sets = [load_training_set(path, 8) for path in data]
-    assert sets[0].order_ids == sorted(sets[0].order_ids)
-    rows = [write_sample(sample_points(fuse_views(random_scene(i), 50), 32)) for i in (4, 1, 0, 3, 2)]
-    write_parquet(rows, tmp_path / "z.parquet")
-    again = load_training_set(tmp_path, 8)
-    assert all(torch.equal(again.inputs[name], tensor) for name, tensor in sets[0].inputs.items())
 
 
 def test_a_corrupt_checkpoint_is_reported_and_passed_over(data, finished, tmp_path):
@@ -95,7 +88,7 @@ def test_a_corrupt_checkpoint_is_reported_and_passed_over(data, finished, tmp_pa
     path = newest / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     said = []
-    assert checkpoints.latest(tmp_path, said.append).name == "step-00000003"
+    assert checkpoints.latest(tmp_path, said.append).name == "step-00000004"
     assert "corrupt" in said[0]
     assert same(weights(train(settings(), data, tmp_path, progress=False)), weights(finished))
 
@@ -138,7 +131,7 @@ def test_training_lowers_the_loss(data, tmp_path):
     stage = {"name": "a", "points": 64, "steps": 60, "batch_size": 5, "lr": 3e-3}
     config = settings(stages=[stage], log_every=1, augment={"rotate": False, "flip": False})
     train(config, data, tmp_path, progress=False)
-    losses = [json.loads(line)["match"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [line["match"] for line in lines(tmp_path)]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -147,138 +140,147 @@ def test_a_stage_without_rows_of_its_size_is_named(data, tmp_path):
         train(settings(), data[:1], tmp_path, progress=False)
 
 
-def test_a_loss_that_is_not_finite_stops_with_one_line(data, tmp_path):
+def lines(out, event=None):
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in found if line.get("event") == event]
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_then_given_up(data, tmp_path):
     stage = {"name": "a", "points": 32, "steps": 50, "batch_size": 5, "lr": 1e30}
-    with pytest.raises(WireframeError, match="not finite"):
-        train(settings(stages=[stage]), data, tmp_path, progress=False)
+    config = settings(stages=[stage], max_bad_steps=3)
+    with pytest.raises(GaveUp, match=r"4 steps in a row .* not finite; .*bad-steps\.json") as problem:
+        train(config, data, tmp_path, progress=False)
+    assert problem.value.exit_status == 5 and "\n" not in str(problem.value)
+    dumped = json.loads((tmp_path / "bad-steps.json").read_text())
+    ids = set(load_training_sets(data[:1], config)[32].order_ids)
+    assert len(dumped) == 4 and all(set(step["scenes"]) == ids and len(step["losses"]) == 5 for step in dumped)
+    assert [line["bad_steps"] for line in lines(tmp_path)][-4:] == [1, 2, 3, 4]
 
 
-def test_rows_of_different_sizes_are_refused():
-    scenes = [sample_points(fuse_views(random_scene(i), 50), 16 * (i + 1)) for i in range(2)]
-    with pytest.raises(SampleError, match="one number of points"):
-        TrainingSet(scenes, 8)
+def bad_batches(monkeypatch, steps):
+    """From now on the losses of these steps are NaN."""
+    real = loop_module.train_step
+
+    def train_step(model, optimizer, batches, config, stage, step, *arguments):
+        if step in steps:
+            for batch in batches:
+                batch.inputs["xyz_norm"][0, 0] = torch.nan
+        return real(model, optimizer, batches, config, stage, step, *arguments)
+
+    monkeypatch.setattr(loop_module, "train_step", train_step)
 
 
-def test_every_epoch_is_a_permutation_and_a_batch_depends_on_seed_and_step_alone(data):
-    training = load_training_set(data[0], 8)
-    order = np.concatenate([training._order(353, 0, start, 3).numpy() for start in range(0, 15, 3)])
-    assert all(sorted(order[i : i + 5]) == list(range(5)) for i in (0, 5, 10))
-    assert len({tuple(order[i : i + 5]) for i in (0, 5, 10)}) > 1
-    first = training.batch(353, 0, 7, 21, 3, AugmentConfig())
-    again = training.batch(353, 0, 7, 21, 3, AugmentConfig())
-    assert torch.equal(first[0]["xyz_norm"], again[0]["xyz_norm"]) and torch.equal(first[1], again[1])
+def test_a_single_bad_step_changes_nothing_and_the_next_one_goes_on(data, finished, tmp_path, monkeypatch):
+    bad_batches(monkeypatch, {2, 5})
+    train(settings(), data, tmp_path, progress=False, stop_after=2)
+    before = checkpoints.tensor_hashes(checkpoints.latest(tmp_path))
+    train(settings(), data, tmp_path, progress=False, stop_after=3)
+    assert checkpoints.tensor_hashes(checkpoints.latest(tmp_path)) == before
+    model = train(settings(), data, tmp_path, progress=False)
+    assert all(tensor.isfinite().all() for tensor in weights(model).values())
+    assert [line["step"] for line in lines(tmp_path, "bad step")] == [3, 6]
+    # Stopped between them or not, it comes to the same.
+    assert same(weights(train(settings(), data, tmp_path / "whole", progress=False)), weights(model))
+    assert not same(weights(model), weights(finished))
 
 
-def test_augmentation_turns_points_and_segments_alike_about_y(data):
-    training = load_training_set(data[0], 8)
-    plain, segments, mask = training.batch(353, 0, 3, 0, 5, AugmentConfig(rotate=False, flip=False))
-    turned, moved, _ = training.batch(353, 0, 3, 0, 5, AugmentConfig())
-    assert torch.equal(plain["xyz_norm"][..., 1], turned["xyz_norm"][..., 1])
-    # Distances between points and segment ends do not change when both are moved alike.
-    before = torch.cdist(plain["xyz_norm"], segments.flatten(1, 2))
-    after = torch.cdist(turned["xyz_norm"], moved.flatten(1, 2))
-    assert torch.allclose(before, after, atol=1e-5) and not torch.allclose(segments, moved)
-    assert mask.sum() == 20
+def test_the_count_of_bad_steps_survives_a_restart(data, tmp_path, monkeypatch):
+    bad_batches(monkeypatch, range(2, 8))
+    config = settings(max_bad_steps=3)
+    train(config, data, tmp_path, progress=False, stop_after=4)
+    with pytest.raises(GaveUp, match="4 steps in a row up to step 6"):
+        train(config, data, tmp_path, progress=False)
 
 
-def test_flip_alone_mirrors_about_half_the_scenes(data):
-    training = load_training_set(data[0], 8)
-    turns = torch.cat([training._turns(1, step, np.arange(5), AugmentConfig(rotate=False)) for step in range(40)])
-    mirrored = turns[:, 0, 0] < 0
-    assert 60 < mirrored.sum() < 140
-    assert torch.allclose(torch.linalg.det(turns), torch.where(mirrored, -1.0, 1.0))
+def test_stages_one_by_one_equal_all_at_once(data, finished, tmp_path):
+    first = train(settings(), data, tmp_path / "one", progress=False, stages=(0, 0))
+    assert first == tmp_path / "one" / "model"
+    start = checkpoints.latest(tmp_path / "one")
+    second = train(settings(), data, tmp_path / "two", progress=False, stages=(1, 1), init=start)
+    assert same(weights(second), weights(finished))
+    # Or in the same folder.
+    assert same(weights(train(settings(), data, tmp_path / "one", progress=False, stages=(1, 1))), weights(finished))
 
 
-def test_learning_rate_rises_stays_and_falls():
-    stage = StageConfig("s", 1, 100, 1, 2.0, warmup=10, cooldown=20)
-    assert stage.lr_at(0) == pytest.approx(0.2) and stage.lr_at(9) == 2.0 and stage.lr_at(80) == 2.0
-    assert stage.lr_at(90) == pytest.approx(1.0) and stage.lr_at(99) == pytest.approx(0.1)
+def test_a_later_stage_starts_from_weights_alone_too(data, finished, tmp_path):
+    published = finished.parent / "stages" / "1-a" / "checkpoint.pt"
+    a, b = (
+        train(settings(), data, tmp_path / str(i), progress=False, stages=(1, 1), init=source)
+        for i, source in enumerate((published, published.parent))
+    )
+    assert same(weights(a), weights(b)) and not same(weights(a), weights(finished))
+    with pytest.raises(CheckpointError, match="did not begin with --init"):
+        train(settings(), data, tmp_path / "0", progress=False, stages=(1, 1), init=finished)
 
 
-def test_confidence_by_mass_is_what_a_query_sends_to_real_targets():
-    plan = torch.tensor([[[0.9, 0.3], [0.0, 0.5]]])
-    assert confidence_target(plan, torch.tensor([[True, False]]), "mass").tolist() == [[pytest.approx(0.9), 0.0]]
+def test_a_stage_without_the_one_before_is_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"stage 2 goes on from a checkpoint.*--init"):
+        train(settings(), data, tmp_path, progress=False, stages=(1, 1))
+    train(settings(), data, tmp_path, progress=False, stop_after=3)
+    with pytest.raises(ConfigError, match="stands at step 3, before stage 2 at 4"):
+        train(settings(), data, tmp_path, progress=False, stages=(1, 1))
 
 
-def test_confidence_by_rank_counts_duplicates_as_found_and_distant_queries_as_not():
-    plan = torch.tensor([[[0.3, 0.0], [0.3, 0.0], [0.3, 0.0], [0.03, 0.0], [0.0, 0.01]]])
-    found = confidence_target(plan, torch.tensor([[True, True]]), "rank")[0]
-    assert torch.allclose(found, torch.tensor([0.93, 0.93, 0.93, 0.093, 0.01]), atol=1e-6)
+def test_every_stage_leaves_a_model_in_both_formats(data, finished):
+    run = finished.parent
+    assert sorted(folder.name for folder in (run / "stages").iterdir()) == ["1-a", "2-b"]
+    ours, published = run / "stages" / "2-b", run / "stages" / "2-b" / "checkpoint.pt"
+    states = [Perceiver.from_checkpoint(source).state_dict() for source in (finished, ours, published)]
+    assert same(states[0], states[1]) and same(states[0], states[2])
+    assert (run / "report.html").exists()
 
 
-def test_match_loss_pulls_every_target_with_weight_one_however_far_it_is():
-    target = torch.tensor([[[[0.0, 0, 0], [1, 0, 0]], [[torch.nan] * 3] * 2]])
-    mask = torch.tensor([[True, False]])
-    for distance in (0.1, 2.0):
-        pred = target[:, :1] + torch.tensor([0.0, distance, 0.0])
-        pred = torch.cat([pred, pred + 5], 1).requires_grad_()
-        plan = torch.tensor([[[1e-20, 0.0], [1e-26, 0.0]]])
-        loss = match_loss(pred, target, mask, plan, (3.0, 0.0, 0.0))
-        assert torch.allclose(loss, torch.tensor([3.0 * distance]), rtol=1e-4)
-        (gradient,) = torch.autograd.grad(loss, pred)
-        # Half of the pull on the midpoint goes to each end, towards the target.
-        assert torch.allclose(gradient[0, 0, :, 1], torch.tensor(1.5), rtol=1e-4)
+def test_micro_batches_change_the_rounding_but_not_the_gradient(data, tmp_path):
+    stage = {"name": "a", "points": 32, "steps": 1, "batch_size": 4, "lr": 1e-3}
+    runs = []
+    for parts in (1, 2, 4):
+        config = settings(stages=[stage], micro_batches=parts)
+        train(config, data, tmp_path / str(parts), progress=False)
+        runs.append(lines(tmp_path / str(parts))[0])
+    for term in ("total", "match", "conf", "grad_norm"):
+        values = [run[term] for run in runs]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-5) and values[0] > 0
 
 
-def test_endpoint_loss_does_not_care_which_end_is_first():
-    pred = torch.tensor([[[[0.0, 0, 0], [1, 0, 0]]]])
-    target = torch.tensor([[[[1.0, 0, 0.5], [0, 0, 0]], [[torch.nan] * 3] * 2]])
-    mask = torch.tensor([[True, False]])
-    loss = endpoint_loss(pred, target, mask, torch.tensor([[[0.5, 0.5]]]))
-    assert loss.tolist() == [0.25]
+def test_a_sum_is_a_tree_over_neighbours():
+    parts = torch.tensor([1e8, 1.0, -1e8, 1.0, 0.5])
+    a, b, c, d, e = parts
+    assert torch.equal(tree_sum(parts), ((a + b) + (c + d)) + e)
+    assert torch.equal(tree_sum(parts[:1]), a)
 
 
-def test_base_configuration_states_the_published_architecture_and_recipe():
-    config = load_config(BASE_CONFIG)
-    assert config.model == PerceiverConfig() and config.steps == 170_000 and config.seed == 353
-    assert [(s.points, s.batch_size, s.lr, s.endpoint_weight) for s in config.stages] == [
-        (2048, 32, 3e-4, 0.0), (4096, 64, 3e-5, 0.0), (4096, 64, 3e-5, 0.1),
-    ]  # fmt: skip
-    stated = json.loads(BASE_CONFIG.read_text())
-    ours = json.loads(json.dumps(config.to_dict()))
-    assert {key: stated[key] for key in ("model", "optimizer", "loss", "augment", "graph")} == {
-        key: ours[key] for key in ("model", "optimizer", "loss", "augment", "graph")
-    }
+def test_ranks_share_micro_batches_equally_or_say_so():
+    assert [list(Ranks(torch.device("cpu"), rank, 2).share(4)) for rank in (0, 1)] == [[0, 1], [2, 3]]
+    with pytest.raises(ConfigError, match="micro_batches 3 cannot be shared by 2 ranks"):
+        Ranks(torch.device("cpu"), 0, 2).share(3)
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("model.hiden=3", "unknown key"),
-        ("sead=3", "unknown key sead"),
-        ("stages.0.lr=-1", r"stages\[0\].lr must be positive"),
-        ("stages.0.conf_target=luck", "conf_target must be one of mass, rank"),
-        ("stages.7.lr=1", "no element 7"),
-        ("model.hidden=true", "hidden"),
-        ("loss.eps=0", "loss.eps must be positive"),
-        ("log_every=0", "log_every"),
-        ("optimizer.beta1=2", "optimizer.beta1"),
-        ("optimizer.grad_clip=-1", "optimizer.grad_clip"),
-        ("loss.w_mid=-1", "loss.w_mid"),
-        ("seed=abc", "seed must be of type int"),
-        ("nonsense", "takes a.b=value"),
-    ],
-)
-def test_wrong_settings_are_named(override, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(BASE_CONFIG, [override])
+def test_points_are_drawn_anew_from_larger_rows(data, tmp_path):
+    stage = {"name": "a", "points": 32, "steps": 3, "batch_size": 2, "lr": 1e-3}
+    with pytest.raises(ConfigError, match=r"augment\.resample=true would draw them"):
+        train(settings(stages=[stage]), data[1:], tmp_path, progress=False)
+    config = settings(stages=[stage], augment={"resample": True})
+    a, b = (train(config, data[1:], tmp_path / name, progress=False) for name in "ab")
+    assert same(weights(a), weights(b))
 
 
-def test_overrides_reach_every_level():
-    config = load_config(BASE_CONFIG, ["stages.1.steps=7", "model.dropout=0.0", "description=short", "seed=9"])
-    assert (config.stages[1].steps, config.model.dropout, config.description, config.seed) == (7, 0.0, "short", 9)
+def test_excluded_scenes_are_not_trained_on(data, finished, tmp_path):
+    scene = load_training_sets(data[:1], settings())[32].order_ids[0]
+    model = train(settings(), data, tmp_path, progress=False, exclude=frozenset([scene]))
+    assert not same(weights(model), weights(finished))
+    with pytest.raises(CheckpointError, match="other data"):
+        train(settings(), data, tmp_path, progress=False)
 
 
-def test_a_file_that_is_not_json_is_named(tmp_path):
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"a\.json is not JSON"):
-        load_config(tmp_path / "a.json")
-    with pytest.raises(ConfigError, match="cannot read"):
-        load_config(tmp_path / "missing.json")
+def test_no_cuda_device_is_one_line(data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        train(settings(), data, tmp_path, progress=False, device="cuda")
 
 
 def test_the_trained_model_loads_and_predicts(finished, data):
     model = Perceiver.from_pretrained(finished)
-    inputs, _, _ = load_training_set(data[0], 8).batch(0, 0, 0, 0, 2, AugmentConfig())
+    rows = load_training_sets(data[:1], settings())[32]
     with torch.no_grad():
-        assert torch.isfinite(model(inputs).segments).all()
+        assert torch.isfinite(model(rows.batch(0, 0, np.arange(2), settings().augment).inputs).segments).all()

@@ -16,10 +16,16 @@ from wireframe.perceiver import PerceiverConfig
 
 CONF_TARGETS = ("mass", "rank")
 
+_FOLDER = Path(__file__).parent / "configs"
 # The published recipe.
-BASE_CONFIG = Path(__file__).parent / "configs" / "base.json"
+BASE_CONFIG = _FOLDER / "base.json"
+# The same stages in small, for a CPU.
+SMOKE_CONFIG = _FOLDER / "smoke.json"
 # The recipe of the shipped demo model, with the threshold tuned for it.
-DEMO_CONFIG = Path(__file__).parent / "configs" / "demo.json"
+DEMO_CONFIG = _FOLDER / "demo.json"
+# The published stages on a small model, for choices on synthetic scenes.
+SMALL_CONFIG = _FOLDER / "small.json"
+_OURS = {path.stem: path for path in (BASE_CONFIG, SMOKE_CONFIG, DEMO_CONFIG, SMALL_CONFIG)}
 
 
 def _is_number(value: Any) -> bool:
@@ -169,9 +175,15 @@ _SECTIONS = {
 def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     """Reads a configuration file and applies ``a.b=value`` overrides (values in JSON, else plain strings).
 
+    Args:
+        path: a JSON file, or the name of one of ours: "base", "demo", "smoke".
+        overrides: settings to change.
+
     Raises:
         ConfigError: no such file, not JSON, an unknown key, or a value that cannot be.
     """
+    if os.fspath(path) in _OURS and not os.path.exists(path):
+        path = _OURS[os.fspath(path)]
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)

@@ -1,167 +1,276 @@
 """The training loop: every step is a function of (configuration, data, seed, step), so a resumed run equals an
-uninterrupted one."""
+uninterrupted one, and any number of processes gives the same weights."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import time
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from wireframe import hashing
-from wireframe.errors import ConfigError, WireframeError
+from wireframe.errors import CheckpointError, ConfigError
 from wireframe.files import atomic_write
-from wireframe.kernels.determinism import deterministic
+from wireframe.kernels.determinism import deterministic, prepare_process
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
-from wireframe.train.config import OptimizerConfig, StageConfig, TrainConfig
-from wireframe.train.data import TrainingSet, load_training_set
-from wireframe.train.loss import training_loss
+from wireframe.train.checkpoints import State
+from wireframe.train.config import StageConfig, TrainConfig
+from wireframe.train.data import TrainingSet, load_training_sets
+from wireframe.train.log import RunLog
+from wireframe.train.made_rows import MadeRows
+from wireframe.train.ranks import Ranks, join_ranks
+from wireframe.train.stage_end import finish_stage
+from wireframe.train.step import StepResult, make_optimizer, train_step
+from wireframe.train.stopping import GaveUp, Stopped, StopRequest
+
+
+class Run(NamedTuple):
+    """What a run is made of and where it stands apart from its step."""
+
+    config: TrainConfig
+    sets: dict[int, TrainingSet]
+    data: dict[str, str]
+    out: Path
+    model: Perceiver
+    optimizer: torch.optim.Optimizer
+    ranks: Ranks
+    request: StopRequest
+    log: RunLog
+    evaluate: bool
+    progress: bool
+
+    def set_of(self, stage: StageConfig) -> TrainingSet:
+        return self.sets[_set_of(stage, self.sets, self.config)]
+
+    def save(self, state: State) -> None:
+        """Writes a checkpoint; every process comes here, the first one writes."""
+        if self.ranks.is_first:
+            checkpoints.save(self.out, state, self.model, self.optimizer, self.config, self.data)
+        self.ranks.wait()
 
 
 def train(
     config: TrainConfig,
-    data: Sequence[str | os.PathLike],
+    data: Sequence[str | os.PathLike | MadeRows],
     out: str | os.PathLike,
     *,
+    stages: tuple[int, int] | None = None,
+    init: str | os.PathLike | None = None,
+    exclude: frozenset[str] = frozenset(),
+    device: str = "auto",
+    stream: bool | None = None,
+    evaluate: bool = True,
     progress: bool = True,
     stop_after: int | None = None,
 ) -> Path:
-    """Trains all stages, resuming from the newest valid checkpoint in ``out``.
+    """Trains stages, going on from the newest valid checkpoint in ``out``.
+
+    In a process started by ``torchrun`` the micro-batches are shared out among the ranks; the weights do not depend on
+    how many there are.
 
     Args:
         config: the run.
         data: sampled sets (Parquet files, folders, ``hf://``); each stage takes the one with its number of points.
-        out: folder of ``checkpoints/``, ``log.jsonl`` and, at the end, ``model/`` (safetensors + config.json).
-        progress: whether to show a progress bar on stderr.
+        out: folder of ``checkpoints/``, ``log.jsonl``, ``stages/``, ``evaluation/``, ``report.html`` and ``model/``.
+        stages: first and last stage to run, from 0; None for all. A later first stage goes on in ``out`` or from
+            ``init``.
+        init: what the first step starts from: a run's checkpoint (weights and optimiser), a model folder or published
+            ``.pt`` (weights alone), ``hf://...``; None for new weights.
+        exclude: ids of scenes to leave out.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        stream: keep the sets on disk and read ahead (True), on the device (False), or as they fit (None).
+        evaluate: whether to score the held-out rows at the end of every stage.
+        progress: whether to show progress bars on stderr.
         stop_after: end early, after this many steps of the whole run, with a checkpoint (for tests and time slots).
 
     Returns:
-        The folder of the final model, or of the last checkpoint when ended early.
+        The folder of the model of the last stage, or of the last checkpoint when ended early.
 
     Raises:
-        ConfigError: no set has a stage's number of points. CheckpointError: ``out`` belongs to another configuration.
-        WireframeError: the loss is not finite.
+        ConfigError: settings, data and ``out`` do not fit together. CheckpointError: ``out`` belongs to another run, or
+        cannot be written. Stopped: SIGTERM or SIGINT came, and the state is saved. GaveUp: too many steps in a row were
+        not finite; ``bad-steps.json`` names their scenes.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    sets: dict[int, TrainingSet] = {}
-    for source in data:
-        found = load_training_set(source, config.model.segments)
-        if found.points in sets:
-            raise ConfigError(f"two --data have rows of {found.points} points; give one set for each number of points")
-        sets[found.points] = found
-    fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
-    for stage in config.stages:
-        if stage.points not in sets:
-            raise ConfigError(f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}")
-    # Dropout draws from torch's generator; the caller's is given back as it was.
-    with deterministic("cpu"), torch.random.fork_rng(devices=[]):
-        model, optimizer = _start(config)
-        found = checkpoints.latest(out)
-        step = checkpoints.load(found, model, optimizer, config, fingerprints) if found else 0
-        last = min(config.steps, stop_after or config.steps)
-        with _Log(out / "log.jsonl", step, config, last, progress) as log:
-            while step < last:
-                losses = _step(config, sets, model, optimizer, step)
-                step += 1
-                log.write(step, losses)
-                if step % config.save_every == 0 or step == last:
-                    found = checkpoints.save(out, step, model, optimizer, config, fingerprints)
-    if step < config.steps:
-        return found
-    model.eval().save_pretrained(out / "model")
-    return out / "model"
+    if device != "cpu":
+        prepare_process()
+    with join_ranks(device) as ranks, StopRequest() as request, deterministic(ranks.device.type):
+        ranks.share(config.micro_batches)
+        say = _say if ranks.is_first else lambda line: None
+        first, last = stages or (0, len(config.stages) - 1)
+        sets = _load_sets(config, data, out, first, last, exclude, stream, ranks, say)
+        model = Perceiver(config.model, seed=config.seed).train().to(ranks.device)
+        optimizer = make_optimizer(model, config.optimizer)
+        fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
+        state = _begin(config, out, first, init, model, optimizer, fingerprints, say)
+        end = config.stage_start(last + 1)
+        path = out / "log.jsonl" if ranks.is_first else None
+        with RunLog(path, state.step, end, config.log_every, progress) as log:
+            run = Run(config, sets, fingerprints, out, model, optimizer, ranks, request, log, evaluate, progress)
+            if state.step > config.stage_start(first):
+                log.event(state.step, "resumed")
+            return _run_stages(run, state, range(first, last + 1), min(end, stop_after or end))
 
 
-def _start(config: TrainConfig) -> tuple[Perceiver, torch.optim.Optimizer]:
-    model = Perceiver(config.model, seed=config.seed).train()
-    return model, make_optimizer(model, config.optimizer)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
-def make_optimizer(model: Perceiver, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with the confidence head's own weight decay."""
-    head = [p for name, p in model.named_parameters() if ".conf_head." in name]
-    rest = [p for name, p in model.named_parameters() if ".conf_head." not in name]
-    groups = [
-        {"params": rest, "weight_decay": config.weight_decay},
-        {"params": head, "weight_decay": config.conf_head_weight_decay},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), foreach=True)
+def _set_of(stage: StageConfig, sets: dict[int, TrainingSet], config: TrainConfig) -> int:
+    """How many points the rows have that a stage is trained on."""
+    if stage.points in sets:
+        return stage.points
+    larger = [points for points in sorted(sets) if points > stage.points]
+    if config.augment.resample and larger:
+        return larger[0]
+    raise ConfigError(
+        f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}"
+        + ("; augment.resample=true would draw them from larger rows" if larger else "")
+    )
 
 
-def _step(
+def _load_sets(
     config: TrainConfig,
-    sets: dict[int, TrainingSet],
+    data: Sequence[str | os.PathLike | MadeRows],
+    out: Path,
+    first: int,
+    last: int,
+    exclude: frozenset[str],
+    stream: bool | None,
+    ranks: Ranks,
+    say,
+) -> dict[int, TrainingSet]:
+    # One after the other: what the first rank decodes onto the disk, the others find there.
+    for rank in range(ranks.size):
+        if rank == ranks.rank:
+            sets = load_training_sets(
+                data, config, exclude=exclude, device=ranks.device, stream=stream, spool=out / "spool", say=say
+            )
+        ranks.wait()
+    for stage in config.stages[first : last + 1]:
+        _set_of(stage, sets, config)
+    return sets
+
+
+def _begin(
+    config: TrainConfig,
+    out: Path,
+    first: int,
+    init: str | os.PathLike | None,
     model: Perceiver,
     optimizer: torch.optim.Optimizer,
-    step: int,
-) -> dict[str, float]:
-    index, local = config.stage_at(step)
+    data: dict[str, str],
+    say,
+) -> State:
+    """Weights, optimiser and step to go on from."""
+    begin = config.stage_start(first)
+    given = checkpoints.start_from(init, model, optimizer) if init is not None else None
+    found = checkpoints.latest(out, say)
+    if found is None:
+        if first and given is None:
+            raise ConfigError(f"stage {first + 1} goes on from a checkpoint, and {out} holds none; give --init")
+        return State(begin, 0, given)
+    state = checkpoints.load(found, model, optimizer, config, data, say)
+    if given is not None and given["sha256"] != (state.start or {}).get("sha256"):
+        raise CheckpointError(f"{found} did not begin with --init {os.fspath(init)}; choose another --out")
+    if state.step < begin:
+        raise ConfigError(f"{out} stands at step {state.step}, before stage {first + 1} at {begin}; finish that first")
+    return state
+
+
+def _run_stages(run: Run, state: State, stages: range, last: int) -> Path:
+    for index in stages:
+        end = run.config.stage_start(index + 1)
+        if state.step < end:
+            state = _run_stage(run, state, index, min(end, last))
+        if state.step == end:
+            finish_stage(run, index)
+            run.log.restart_clock(end)
+        if state.step >= last:
+            break
+    if state.step < run.config.stage_start(stages[-1] + 1):
+        return checkpoints.folder(run.out, state.step)
+    return run.out / "model"
+
+
+def _run_stage(run: Run, state: State, index: int, last: int) -> State:
+    """Steps until ``last`` finished ones, within stage ``index``."""
+    config, stage = run.config, run.config.stages[index]
+    begin, end = config.stage_start(index), config.stage_start(index + 1)
+    rows = run.set_of(stage)
+    requests = _requests(run, rows, index, state.step, last)
+    bad: list[dict] = []
+    with contextlib.closing(rows.batches(requests, config.seed, config.augment, stage.points)) as batches:
+        while state.step < last:
+            step = state.step
+            lr = stage.lr_at(step - begin)
+            mine = [next(batches) for _ in run.ranks.share(config.micro_batches)]
+            result = train_step(
+                run.model, run.optimizer, mine, config, stage, step, lr, run.ranks, run.request.asked
+            )
+            state = State(step + 1, 0 if result.applied else state.bad_steps + 1, state.start)
+            fields = {"stage": stage.name, **result.means(), "grad_norm": result.grad_norm, "lr": lr}
+            run.log.step(state.step, {**fields, "bad_steps": state.bad_steps})
+            if result.applied:
+                bad = []
+            else:
+                bad.append(_describe_bad(rows, config, index, step, result))
+                run.log.event(state.step, "bad step", scenes=bad[-1]["scenes"])
+                _give_up(run, state, bad)
+            if state.step % config.save_every == 0 or state.step in (end, last) or result.stop:
+                run.save(state)
+            if result.stop and state.step < end:
+                raise _stopped(run, state)
+    return state
+
+
+def _requests(run: Run, rows: TrainingSet, index: int, step: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(step, rows) of every micro-batch of this process, in order."""
+    config, size = run.config, run.config.stages[index].batch_size
+    part = size // config.micro_batches
+    begin = config.stage_start(index)
+    for at in range(step, last):
+        batch = rows.order(config.seed, index, (at - begin) * size, size)
+        for micro in run.ranks.share(config.micro_batches):
+            yield at, batch[micro * part : (micro + 1) * part]
+
+
+def _stopped(run: Run, state: State) -> Stopped:
+    folder = checkpoints.folder(run.out, state.step)
+    return Stopped(f"stopped after step {state.step}, saved in {folder}; the same command goes on from there")
+
+
+def _describe_bad(rows: TrainingSet, config: TrainConfig, index: int, step: int, result: StepResult) -> dict:
+    """A skipped step: its scenes with their losses, as text where they are not finite."""
     stage = config.stages[index]
-    inputs, target, target_mask = sets[stage.points].batch(
-        config.seed, index, step, local * stage.batch_size, stage.batch_size, config.augment
-    )
-    # Dropout masks are a function of (seed, step), whatever ran before in this process.
-    torch.manual_seed(int(hashing.hash64(config.seed, 0, hashing.DROPOUT, torch.tensor([step]).numpy())[0] >> 1))
-    losses = training_loss(model(inputs), target, target_mask, config.loss, stage.endpoint_weight, stage.conf_target)
-    if not torch.isfinite(losses.total):
-        raise WireframeError(f"the loss of step {step} is not finite; use another --out and a lower stages.{index}.lr")
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip)
-    for group in optimizer.param_groups:
-        group["lr"] = stage.lr_at(local)
-    optimizer.step()
-    return {**{k: v.item() for k, v in losses._asdict().items()}, "grad_norm": norm.item(), **_where(stage, local)}
+    start = (step - config.stage_start(index)) * stage.batch_size
+    ids = [rows.order_ids[row] for row in rows.order(config.seed, index, start, stage.batch_size)]
+    losses = [float(value) for value in result.losses[:, 0]]
+    return {
+        "step": step,
+        "stage": stage.name,
+        "grad_norm": str(result.grad_norm),
+        "scenes": ids,
+        "losses": [value if np.isfinite(value) else str(value) for value in losses],
+    }
 
 
-def _where(stage: StageConfig, local: int) -> dict:
-    return {"stage": stage.name, "lr": stage.lr_at(local)}
-
-
-class _Log:
-    """One JSON line every ``log_every`` steps, and the progress bar."""
-
-    def __init__(self, path: Path, step: int, config: TrainConfig, last: int, progress: bool):
-        from tqdm import tqdm
-
-        kept = []
-        if path.exists():
-            # Lines behind the checkpoint we resume from will be written again.
-            kept = [line for line in path.read_text().splitlines() if _line_step(line) <= step]
+def _give_up(run: Run, state: State, bad: list[dict]) -> None:
+    if state.bad_steps <= run.config.max_bad_steps:
+        return
+    path = run.out / "bad-steps.json"
+    if run.ranks.is_first:
         with atomic_write(path) as file:
-            file.writelines(line.encode() + b"\n" for line in kept)
-        self._file = open(path, "a", encoding="utf-8")
-        self._every, self._last = config.log_every, last
-        self._bar = tqdm(total=last, initial=step, disable=not progress, desc="train", unit="step")
-        self._clock, self._clock_step = time.perf_counter(), step
-
-    def write(self, step: int, losses: dict) -> None:
-        self._bar.update()
-        if step % self._every and step != self._last:
-            return
-        now = time.perf_counter()
-        pace = (now - self._clock) / max(step - self._clock_step, 1)
-        self._clock, self._clock_step = now, step
-        line = {"step": step, **losses, "seconds_per_step": round(pace, 5)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        self._bar.set_postfix(loss=f"{losses['total']:.4f}", match=f"{losses['match']:.4f}")
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-        self._file.close()
-
-
-def _line_step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+            file.write(json.dumps(bad, indent=1).encode())
+    raise GaveUp(
+        f"{state.bad_steps} steps in a row up to step {state.step} had a loss or gradient that is not finite; {path} "
+        f"names their scenes; go on with another --out from an older checkpoint (--init), a lower learning rate, or "
+        f"without these scenes (--exclude)"
+    )

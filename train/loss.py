@@ -21,7 +21,7 @@ from wireframe.train.config import LossConfig
 
 
 class Losses(NamedTuple):
-    """Scalars, means over the scenes of the batch; ``total`` carries the gradient."""
+    """One value a scene [B], or their means; ``total`` carries the gradient, the others are for the log."""
 
     total: Tensor
     match: Tensor
@@ -37,7 +37,23 @@ def training_loss(
     endpoint_weight: float,
     conf_target: str = "mass",
 ) -> Losses:
-    """The loss of a batch.
+    """The means of ``scene_losses`` over the batch."""
+    return Losses(
+        *(x.mean() for x in scene_losses(prediction, target, target_mask, config, endpoint_weight, conf_target))
+    )
+
+
+def scene_losses(
+    prediction: Prediction,
+    target: Tensor,  # [B, M, 2, 3]
+    target_mask: Tensor,  # [B, M]
+    config: LossConfig,
+    endpoint_weight: float,
+    conf_target: str = "mass",
+) -> Losses:
+    """The loss of every scene by itself: none depends on the others of the batch.
+
+    Another matcher takes the place of ``sinkhorn_plan``, another confidence loss that of ``confidence_loss``.
 
     Args:
         prediction: segments float32 [B, S, 2, 3] and logits [B, S].
@@ -47,8 +63,21 @@ def training_loss(
         endpoint_weight: 0 switches the endpoint term off.
         conf_target: "mass" or "rank", see ``confidence_target``.
     """
+    plan = sinkhorn_plan(prediction.segments, target, target_mask, config)
+    per_target = target_mask.sum(1).clamp(min=1)
+    match = match_loss(prediction.segments, target, target_mask, plan, config.weights) / per_target
+    conf = confidence_loss(prediction.conf, plan, target_mask, conf_target)
+    endpoint = torch.zeros_like(match)
+    if endpoint_weight > 0:
+        endpoint = endpoint_loss(prediction.segments, target, target_mask, plan) / per_target
+    total = match + config.conf_weight * conf + endpoint_weight * endpoint
+    return Losses(total, match.detach(), conf.detach(), endpoint.detach())
+
+
+def sinkhorn_plan(pred: Tensor, target: Tensor, target_mask: Tensor, config: LossConfig) -> Tensor:
+    """Which query answers for which target: the transport plan [B, S, M], without gradient."""
     _, plan = ops.segment_matching(
-        prediction.segments.detach(),
+        pred.detach(),
         target,
         target_mask,
         weights=config.weights,
@@ -56,15 +85,7 @@ def training_loss(
         iters=config.iters,
         dustbin=config.dustbin,
     )
-    per_target = target_mask.sum(1).clamp(min=1)
-    match = (match_loss(prediction.segments, target, target_mask, plan, config.weights) / per_target).mean()
-    wanted = confidence_target(plan, target_mask, conf_target)
-    conf = F.binary_cross_entropy_with_logits(prediction.conf, wanted, reduction="none").mean(1).mean()
-    endpoint = match.new_zeros(())
-    if endpoint_weight > 0:
-        endpoint = (endpoint_loss(prediction.segments, target, target_mask, plan) / per_target).mean()
-    total = match + config.conf_weight * conf + endpoint_weight * endpoint
-    return Losses(total, match.detach(), conf.detach(), endpoint.detach())
+    return plan
 
 
 def match_loss(
@@ -79,6 +100,12 @@ def match_loss(
     # Far from every query the mass is tiny but its shares still say who is nearest.
     share = plan / plan.sum(1, keepdim=True).clamp(min=1e-30)
     return (share * cost).masked_fill(~target_mask[:, None, :], 0.0).sum((1, 2))
+
+
+def confidence_loss(logits: Tensor, plan: Tensor, target_mask: Tensor, kind: str) -> Tensor:
+    """Binary cross-entropy [B] of the logits [B, S] against ``confidence_target``, the mean over the queries."""
+    wanted = confidence_target(plan, target_mask, kind)
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
 
 
 def confidence_target(

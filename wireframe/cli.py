@@ -1,7 +1,8 @@
-"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, bench, demo.
+"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, report, verify, bench, demo.
 
 Exit status: 0 done, 1 done but nothing came of it (every scene failed), a shard broke off or a check failed, 2 wrong
-input, 3 a fault of ours, 130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
+input, 3 a fault of ours, 4 training stopped by a signal and saved, 5 training gave up on losses that are not finite,
+130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 from pathlib import Path
 
 import wireframe
+from wireframe.arguments import add_workers, fraction, non_negative, path, positive, probability, size
 from wireframe.errors import ConfigError, WireframeError, one_line
+from wireframe.train import cli as training
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(problem, OSError) and problem.filename is not None:
             text = f"{problem.filename}: {problem.strerror}"
         print(f"wireframe {arguments.command}: {one_line(text, 2000)}", file=sys.stderr)
-        return 2
+        return getattr(problem, "exit_status", 2)
     except Exception as problem:
         if arguments.debug:
             raise
@@ -57,52 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
-
-
-def _non_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, separator, height = text.lower().partition("x")
-    if not separator or not width.isdigit() or not height.isdigit():
-        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text!r}")
-    return int(width), int(height)
-
-
-def _fraction(text: str) -> tuple[int, int]:
-    index, separator, count = text.partition("/")
-    if not separator or not index.isdigit() or not count.isdigit() or not int(index) < int(count):
-        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, got {text!r}")
-    return int(index), int(count)
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {value}")
-    return value
-
-
-def _workers(command: argparse.ArgumentParser, what: str = "processes") -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command.add_argument("--workers", type=_positive, default=cores, help=f"{what} (default {cores})")
-
-
 def _doctor_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", nargs="?", help="a tar, folder, glob or hf:// path whose first sample to describe")
 
@@ -120,15 +77,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _synth_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", type=_path, help="folder for the tars")
-    command.add_argument("--count", type=_positive, default=100, help="scenes (default 100)")
-    command.add_argument("--start", type=_non_negative, default=0, help="index of the first scene (default 0)")
-    command.add_argument("--seed", type=_non_negative, default=0)
-    command.add_argument("--size", type=_size, help="label maps, default 768x576")
+    command.add_argument("out", type=path, help="folder for the tars")
+    command.add_argument("--count", type=positive, default=100, help="scenes (default 100)")
+    command.add_argument("--start", type=non_negative, default=0, help="index of the first scene (default 0)")
+    command.add_argument("--seed", type=non_negative, default=0)
+    command.add_argument("--size", type=size, help="label maps, default 768x576")
     command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small, fast")
-    command.add_argument("--shard-size", type=_positive, default=100, help="scenes a tar (default 100)")
+    command.add_argument("--shard-size", type=positive, default=100, help="scenes a tar (default 100)")
     command.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of SynthConfig")
-    _workers(command)
+    add_workers(command)
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -153,15 +110,15 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 def _prepare_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
-    command.add_argument("out", type=_path, help="folder for the Parquet shards")
-    command.add_argument("--points", type=_positive, default=4096, help="points a scene (default 4096)")
-    command.add_argument("--depth-points", type=_positive, default=8000, help="depth pixels a view (default 8000)")
-    command.add_argument("--seed", type=_non_negative, default=0)
-    command.add_argument("--shard", type=_fraction, default=(0, 1), metavar="i/n", help="every n-th tar from the i-th")
+    command.add_argument("out", type=path, help="folder for the Parquet shards")
+    command.add_argument("--points", type=positive, default=4096, help="points a scene (default 4096)")
+    command.add_argument("--depth-points", type=positive, default=8000, help="depth pixels a view (default 8000)")
+    command.add_argument("--seed", type=non_negative, default=0)
+    command.add_argument("--shard", type=fraction, default=(0, 1), metavar="i/n", help="every n-th tar from the i-th")
     command.add_argument("--keep-all", action="store_true", help="also scenes without ground truth or with > 64 edges")
     samplers = ("priority", "fps", "voxel")
     command.add_argument("--sampler", choices=samplers, default="priority", help="which points (default priority)")
-    _workers(command, "threads")
+    add_workers(command, "threads")
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -195,40 +152,11 @@ def _print_failures(what: str, failures) -> None:
         print(f"... and {len(failures) - 20} more", file=sys.stderr)
 
 
-def _train_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, help="JSON configuration (default: the published recipe)")
-    command.add_argument("--data", action="append", required=True, help="sampled rows; repeat for other point counts")
-    command.add_argument("--out", type=_path, required=True, help="folder for checkpoints, log, model; resumes there")
-    command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a setting")
-    command.add_argument("--stop-after", type=_positive, metavar="STEPS", help="end early, with a checkpoint")
-    command.add_argument("--threads", type=_positive, help="CPU threads; part of what the bits depend on")
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    from wireframe.kernels.determinism import prepare_process
-
-    # Before anything can start CUDA.
-    prepare_process()
-    import torch
-
-    from wireframe.train.config import BASE_CONFIG, load_config
-    from wireframe.train.loop import train
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    config = load_config(arguments.config or BASE_CONFIG, arguments.set)
-    result = train(
-        config, arguments.data, arguments.out, progress=not arguments.quiet, stop_after=arguments.stop_after
-    )
-    print(result)
-    return 0
-
-
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
     command.add_argument("--config", type=Path, help="JSON whose graph section counts (default: the model's)")
-    command.add_argument("--threshold", type=_probability, help="confidence to exceed (default: its own)")
-    command.add_argument("--limit", type=_positive, help="only the first scenes")
+    command.add_argument("--threshold", type=probability, help="confidence to exceed (default: its own)")
+    command.add_argument("--limit", type=positive, help="only the first scenes")
 
 
 def _load_model(arguments: argparse.Namespace):
@@ -247,9 +175,9 @@ def _load_model(arguments: argparse.Namespace):
 
 def _predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
-    command.add_argument("out", type=_path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
+    command.add_argument("out", type=path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
     _model_arguments(command)
-    _workers(command, "threads that read ahead")
+    add_workers(command, "threads that read ahead")
 
 
 def _share_cores(arguments: argparse.Namespace) -> None:
@@ -285,8 +213,12 @@ def _broke_off(failures, source: str) -> bool:
 def _eval_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="scenes with ground truth: raw tars, or sampled Parquet shards")
     _model_arguments(command)
-    command.add_argument("--out", type=_path, help="JSON file for the scores of every scene")
-    _workers(command, "threads that read ahead, then processes that score")
+    command.add_argument("--out", type=path, help="JSON file for the scores of every scene; goes on where it stopped")
+    splits = ("train", "validation", "test", "dev-val")
+    command.add_argument("--split", choices=splits, help="of sampled rows; dev-val: the last rows of train")
+    command.add_argument("--dev-val", type=positive, default=1024, help="how many rows dev-val is (default 1024)")
+    command.add_argument("--worst", type=non_negative, default=0, help="draw so many of the worst scenes beside --out")
+    add_workers(command, "threads that read ahead, then processes that score")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -294,26 +226,37 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     # Sampled rows are read in no time: there the model has all cores.
     if not is_sampled(arguments.source):
+        if arguments.split:
+            raise ConfigError("--split wants sampled rows (Parquet); raw tars have no splits")
         _share_cores(arguments)
     from wireframe.evaluate import evaluate, format_summary
 
+    if arguments.worst and not arguments.out:
+        raise ConfigError("--worst draws its picture beside --out; give one")
+    sheet = arguments.out.with_suffix(".worst.png") if arguments.worst else None
     result = evaluate(
         arguments.source,
         *_load_model(arguments),
+        split=arguments.split,
+        dev_val=arguments.dev_val,
         limit=arguments.limit,
         workers=arguments.workers,
         out=arguments.out,
+        sheet=sheet,
+        worst=arguments.worst,
         progress=not arguments.quiet,
     )
     print(format_summary(result))
+    if sheet:
+        print(f"worst scenes: {sheet}")
     _print_failures("not scored:", result.failures)
     return 1 if _broke_off(result.failures, arguments.source) else 0
 
 
 def _demo_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=_path, default=Path("out/demo"), help="folder (default out/demo)")
-    command.add_argument("--scenes", type=_positive, default=100, help="held-out synthetic scenes (default 100)")
-    _workers(command)
+    command.add_argument("--out", type=path, default=Path("out/demo"), help="folder (default out/demo)")
+    command.add_argument("--scenes", type=positive, default=100, help="held-out synthetic scenes (default 100)")
+    add_workers(command)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -330,9 +273,9 @@ def _bench_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
     )
-    command.add_argument("--out", type=_path, help="JSON file for the report; rows of other architectures stay in it")
-    command.add_argument("--check", type=_path, metavar="REPORT", help="compile what may have changed, and compare")
-    _workers(command)
+    command.add_argument("--out", type=path, help="JSON file for the report; rows of other architectures stay in it")
+    command.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
+    add_workers(command)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -346,18 +289,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     return static.run(arguments.arch, arguments.out, **how)
 
 
-# argparse names the type of a bad value by these.
-for _check in (_positive, _non_negative):
-    _check.__name__ = "whole number"
-_probability.__name__ = "number"
-
 _COMMANDS = {
     "doctor": (_doctor_arguments, _doctor, "what is installed, which implementations run here, what a data set holds"),
     "synth": (_synth_arguments, _synth, "write synthetic raw scenes as tars"),
     "prepare": (_prepare_arguments, _prepare, "fuse and sample raw scenes into Parquet shards"),
-    "train": (_train_arguments, _train, "train a model on sampled rows, or go on where it stopped"),
+    "train": (training.train_arguments, training.train, "train a model on sampled rows, or go on where it stopped"),
     "predict": (_predict_arguments, _predict, "predict wireframes of raw scenes into a JSON file"),
     "eval": (_eval_arguments, _eval, "predict and score scenes with ground truth"),
+    "report": (training.report_arguments, training.report, "write a training run's curves, scores and worst scenes"),
+    "verify": (training.verify_arguments, training.verify, "compare two checkpoints bit by bit, or train twice and do"),
     "bench": (_bench_arguments, _bench, "compile every kernel for every architecture ahead of time, and check it"),
     "demo": (_demo_arguments, _demo, "predict, score and draw held-out synthetic scenes with the shipped model"),
 }

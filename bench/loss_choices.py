@@ -1,0 +1,154 @@
+"""The choices of the loss that were never published, on held-out scenes: ``python -m wireframe.bench.loss_choices``.
+
+Trains ``train/configs/small.json`` with each choice and each seed, several runs at once, scores the model of every
+stage on the held-out rows, and prints two tables: HSS by choice, and HSS by stage. A run or a score that is there
+already is not made again, so training and scoring can be done on two machines: without hoho2025 it trains alone.
+
+    python -m wireframe.bench.loss_choices --data rows/512 --data rows/1024 --out out/choices --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from wireframe.arguments import positive
+from wireframe.bench.timing import describe_machine, heading
+from wireframe.errors import MissingPackageError
+from wireframe.scoring import require_hoho
+from wireframe.train.config import SMALL_CONFIG, TrainConfig, load_config
+
+# Weights of midpoint, direction and length in the cost; confidence target by stage.
+CHOICES = {
+    "3, 0.3, 1.5; mass": ((3.0, 0.3, 1.5), ("mass", "mass", "mass")),
+    "3, 0.3, 1.5; mass, then rank": ((3.0, 0.3, 1.5), ("mass", "mass", "rank")),
+    "1, 1, 1; mass": ((1.0, 1.0, 1.0), ("mass", "mass", "mass")),
+    "6, 0.6, 3; mass": ((6.0, 0.6, 3.0), ("mass", "mass", "mass")),
+}
+SEEDS = (353, 354, 355)
+
+
+def settings(choice: str, seed: int) -> list[str]:
+    """What ``--set`` gets for one run."""
+    weights, targets = CHOICES[choice]
+    named = [f"loss.{name}={value}" for name, value in zip(("w_mid", "w_dir", "w_len"), weights)]
+    return [f"seed={seed}", *named, *(f"stages.{i}.conf_target={target}" for i, target in enumerate(targets))]
+
+
+def run_folder(out: Path, choice: str, seed: int) -> Path:
+    return out / f"choice-{list(CHOICES).index(choice)}-seed-{seed}"
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Trains what is not trained yet, ``--jobs`` runs at once; the threads only wait for processes."""
+
+    def one(run: tuple[str, int]) -> None:
+        out = run_folder(arguments.out, *run)
+        if (out / "model").exists():
+            return
+        command = [sys.executable, "-m", "wireframe", "train", "--config", "small", "--no-eval", "--quiet"]
+        for source in arguments.data:
+            command += ["--data", source]
+        for setting in (*arguments.set, *settings(*run)):
+            command += ["--set", setting]
+        threads = ["--threads", str(arguments.threads), "--device", arguments.device]
+        subprocess.run([*command, *threads, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+
+    runs = [(choice, seed) for seed in arguments.seeds for choice in CHOICES]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for _ in pool.map(one, runs):
+            pass
+
+
+def score(out: Path, data: list[str], config: TrainConfig, stages: Iterable[int]) -> dict[int, float]:
+    """Stage -> HSS of its model on the held-out rows, at the threshold of the configuration that scores best."""
+    from wireframe.evaluate import evaluate
+    from wireframe.perceiver import Perceiver
+    from wireframe.scoring_pool import usable_cores
+    from wireframe.train.data import load_training_sets
+
+    found = {}
+    for index in stages:
+        stage = config.stages[index]
+        path = out / f"scores-{index + 1}.json"
+        if not path.exists():
+            source = load_training_sets(data, config, say=lambda line: None)[stage.points].source
+            evaluate(
+                source,
+                Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{stage.name}"),
+                config.graph,
+                split="dev-val",
+                dev_val=config.dev_val,
+                workers=usable_cores(),
+                out=path,
+                thresholds=config.evaluation.thresholds,
+                threshold_scenes=config.evaluation.threshold_scenes,
+            )
+        found[index] = max(row["hss"] for row in json.loads(path.read_text())["thresholds"])
+    return found
+
+
+def format_tables(scores: dict[str, dict[int, dict[int, float]]], config: TrainConfig) -> str:
+    """Markdown tables by choice and by stage; ``scores``: choice -> seed -> stage -> HSS."""
+    last = len(config.stages) - 1
+    lines = ["| cost weights (mid, dir, len); confidence target | HSS, mean of seeds | each seed |", "|---|---|---|"]
+    for choice, seeds in scores.items():
+        values = [found[last] for found in seeds.values()]
+        each = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {choice} | {statistics.mean(values):.3f} | {each} |")
+    lines += ["", f"| stage | points | steps | batch | {' | '.join(scores)} |"]
+    lines.append("|---|---|---|---|" + "---|" * len(scores))
+    for index, stage in enumerate(config.stages):
+        means = (statistics.mean(found[index] for found in seeds.values()) for seeds in scores.values())
+        cells = " | ".join(f"{value:.3f}" for value in means)
+        lines.append(f"| {index + 1} {stage.name} | {stage.points} | {stage.steps} | {stage.batch_size} | {cells} |")
+    return "\n".join(lines)
+
+
+def _trained_on(out: Path) -> str:
+    """Devices and versions of torch that the runs name."""
+    states = [json.loads(path.read_text())["environment"] for path in out.glob("*/checkpoints/*/state.json")]
+    return ", ".join(sorted({f"{state['device']} (torch {state['torch']})" for state in states}))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", action="append", required=True, help="sampled rows, for each number of points")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs at once (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads of a run (default 1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="a setting of every run")
+    arguments = parser.parse_args(argv)
+    # So that runs find the package whether it is installed or not.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    config = load_config(SMALL_CONFIG, arguments.set)
+    train_all(arguments)
+    try:
+        require_hoho()
+    except MissingPackageError as problem:
+        print(f"trained, not scored: {problem}")
+        return 0
+    stages = range(len(config.stages))
+    scores = {
+        choice: {
+            seed: score(run_folder(arguments.out, choice, seed), arguments.data, config, stages)
+            for seed in arguments.seeds
+        }
+        for choice in CHOICES
+    }
+    print(format_tables(scores, config))
+    print(f"\n{config.dev_val} held-out scenes; trained on {_trained_on(arguments.out)}; {heading(describe_machine())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

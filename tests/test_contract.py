@@ -1,0 +1,160 @@
+"""Clauses A to D of the determinism contract, by the command itself in fresh processes; and that each can be broken.
+
+All of it on the CPU, and on a GPU where there is one; several ranks then share that GPU and speak through gloo, for
+NCCL wants a GPU for each. E, fusion and sampling, stands in test_view_fusion_ops.py, test_point_sampling_ops.py and
+test_gpu_fusion.py.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from wireframe.train import checkpoints
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+# Long enough to be killed twenty times; a step takes some 30 ms on one core.
+LONG = ["--set", "stages.0.steps=150", "--set", "save_every=3"]
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+def command(device, out, *options, broken="nothing", ranks=1):
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    run = ["train", "--smoke", "--threads", "1", "--device", device, "--no-eval", "--quiet", "--out", str(out)]
+    return [*start, str(HERE / "sabotaged.py"), broken, *run, *options]
+
+
+def environment():
+    # A thread in every library, and the checkout wherever it is.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def hashes(device, out, *options, **how):
+    """Hashes of weights and optimiser after ``wireframe train`` in a process (or some) of its own."""
+    done = subprocess.run(
+        command(device, out, *options, **how), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return checkpoints.tensor_hashes(checkpoints.latest(out, pytest.fail))
+
+
+@pytest.fixture(scope="module")
+def expected(device, tmp_path_factory):
+    """What an undisturbed run gives."""
+    found = hashes(device, tmp_path_factory.mktemp("first"))
+    assert len(found["model"]) == len(found["optimizer"]) == 64
+    return found
+
+
+def test_a_another_process_gives_the_same_bits_however_it_logs_saves_and_reads(device, expected, tmp_path):
+    other = ["--set", "save_every=7", "--set", "log_every=3", "--stream"]
+    assert hashes(device, tmp_path, *other) == expected
+
+
+@pytest.mark.parametrize("broken", ["unseeded_dropout", "shuffled_sum"])
+def test_a_notices_randomness_and_an_order_that_changes(device, expected, tmp_path, broken):
+    assert hashes(device, tmp_path, broken=broken)["model"] != expected["model"]
+
+
+def test_b_stopped_anywhere_and_resumed_is_uninterrupted(device, expected, tmp_path):
+    for step in (5, 12, 13, 20):
+        hashes(device, tmp_path, "--stop-after", str(step))
+    assert hashes(device, tmp_path) == expected
+
+
+def test_b_notices_state_that_is_forgotten(device, expected, tmp_path):
+    hashes(device, tmp_path, "--stop-after", "13")
+    assert hashes(device, tmp_path, broken="forgotten_moments")["model"] != expected["model"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_d_any_number_of_ranks_gives_the_same_bits(device, expected, tmp_path, ranks):
+    assert hashes(device, tmp_path, ranks=ranks) == expected
+
+
+def test_d_notices_a_sum_that_depends_on_the_ranks(device, tmp_path):
+    alone = hashes(device, tmp_path / "alone", broken="sum_by_rank")
+    assert hashes(device, tmp_path / "two", broken="sum_by_rank", ranks=2)["model"] != alone["model"]
+
+
+def test_d_goes_on_with_another_number_of_ranks(device, expected, tmp_path):
+    hashes(device, tmp_path, "--stop-after", "13", ranks=2)
+    assert hashes(device, tmp_path) == expected
+
+
+def test_killed_at_twenty_random_moments_and_resumed_is_uninterrupted(device, tmp_path):
+    undisturbed = hashes(device, tmp_path / "calm", *LONG)
+    moments = random.Random(353)
+    log = tmp_path / "killed" / "log.jsonl"
+    finished = 0
+    for _ in range(20):
+        before = log.stat().st_mtime_ns if log.exists() else None
+        process = subprocess.Popen(
+            command(device, log.parent, *LONG), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # From when it is about to begin until some steps and saves later.
+        while process.poll() is None and (not log.exists() or log.stat().st_mtime_ns == before):
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0.0, 0.4))
+        finished += process.poll() is not None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert finished == 0, "the run was done before it was killed; make it longer"
+    reached = checkpoints.latest(log.parent, lambda line: None)
+    assert reached is not None, "no step was ever saved; the moments were too early"
+    assert hashes(device, log.parent, *LONG) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_step_finish_saves_and_has_its_own_exit_status(device, tmp_path, number):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(device, out, *LONG), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "checkpoints").exists() or not list((out / "checkpoints").glob("step-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    line = said.strip().splitlines()[-1]
+    folder = checkpoints.latest(out, pytest.fail)
+    assert line.startswith("wireframe train: stopped after step") and str(folder) in line
+    assert int(folder.name.removeprefix("step-")) % 3 or "the same command goes on" in line
+
+
+def test_c_a_scene_does_not_depend_on_the_scenes_beside_it(device):
+    from wireframe.perceiver import Perceiver
+    from wireframe.predict import predict_segments
+    from wireframe.train.config import load_config
+    from wireframe.train.made_rows import made_rows
+
+    config = load_config("smoke").model
+    model = Perceiver(config, seed=1).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.to(device)
+    scenes = made_rows(128, 5)
+    alone = [predict_segments(scene, model) for scene in scenes]
+    for order in ((4, 3, 2, 1, 0), (2, 2, 0), (3,)):
+        for at, found in zip(order, [predict_segments(scenes[i], model) for i in order]):
+            assert (found.segments == alone[at].segments).all()
+            assert (found.probability == alone[at].probability).all()

@@ -1,0 +1,68 @@
+"""Types of command line arguments, and arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
+
+
+def non_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    width, separator, height = text.lower().partition("x")
+    if not separator or not width.isdigit() or not height.isdigit():
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, got {text!r}")
+    return int(width), int(height)
+
+
+def fraction(text: str) -> tuple[int, int]:
+    index, separator, count = text.partition("/")
+    if not separator or not index.isdigit() or not count.isdigit() or not int(index) < int(count):
+        raise argparse.ArgumentTypeError(f"must be i/n with 0 <= i < n, got {text!r}")
+    return int(index), int(count)
+
+
+def probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {value}")
+    return value
+
+
+def stage_range(text: str) -> tuple[int, int]:
+    """First and last stage, from 0, of "2" or "2-3"."""
+    first, separator, last = text.partition("-")
+    last = last if separator else first
+    if not first.isdigit() or not last.isdigit() or not 1 <= int(first) <= int(last):
+        raise argparse.ArgumentTypeError(f"must be a stage or a range of them, like 2 or 2-3, got {text!r}")
+    return int(first) - 1, int(last) - 1
+
+
+def add_workers(command: argparse.ArgumentParser, what: str = "processes") -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    command.add_argument("--workers", type=positive, default=cores, help=f"{what} (default {cores})")
+
+
+# argparse names the type of a bad value by these.
+for _check in (positive, non_negative):
+    _check.__name__ = "whole number"
+probability.__name__ = "number"
