@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scenes import random_scene
 from wireframe.errors import MissingPackageError, SampleError, ShardError
 from wireframe.fusion import fuse_views
+from wireframe.npy import read_npy
 from wireframe.samples import is_sampled, iter_sample_rows, list_parquet, read_sample, write_parquet, write_sample
 from wireframe.sampling import sample_points
 
@@ -87,11 +88,31 @@ def test_wider_arrays_that_hold_the_same_values_are_read():
     assert after.center.dtype == np.float32 and np.array_equal(after.center, before.center)
 
 
+def test_a_mask_of_other_bytes_than_0_and_1_is_read_as_truths():
+    mask = np.array([0, 1, 2, 255] * 8, np.uint8).view(np.bool_)
+    assert read_sample(row_with(mask=mask)).mask.view(np.uint8).tolist() == [0, 1, 1, 1] * 8
+
+
 @pytest.mark.parametrize("row", [None, [], {}, {"order_id": "a\x1b[2J", "data": b""}, {"order_id": "x", "data": b"PK"}])
 def test_what_is_no_row_is_refused_in_one_printable_line(row):
     with pytest.raises(SampleError) as problem:
         read_sample(row)
     assert str(problem.value).isprintable()
+
+
+def test_a_header_cut_or_longer_than_it_says_is_refused_and_not_remembered():
+    array = io.BytesIO()
+    np.save(array, np.zeros(4, np.float32))
+    data = array.getvalue()
+    assert np.array_equal(read_npy(data, "a"), np.zeros(4))
+    for cut in range(len(data)):
+        with pytest.raises(ValueError, match=r"a is not a \.npy array|announces 16 bytes"):
+            read_npy(data[:cut], "a")
+    with pytest.raises(ValueError, match="cut or too long"):
+        read_npy(data[:8] + b"\xff\xff" + data[10:] + b" " * 70_000, "a")
+    again = read_npy(data, "a")
+    again[0] = 1
+    assert read_npy(data, "a")[0] == 0
 
 
 def test_pickled_arrays_are_refused():
