@@ -183,9 +183,9 @@ def format_fingerprint(result: Rerun) -> str:
     short = []
     for stage in result.stages:
         hashes = stage.comparison.hashes_a
-        lines += [f"  {stage.name}: {section:9}  {hashes[section]}" for section in ("model", "optimizer")]
+        lines += [f"  {stage.name}: {section:9} {hashes[section]}" for section in ("model", "optimizer")]
         short.append(f"{stage.name}: `{hashes['model'][:_SHORT]}` `{hashes['optimizer'][:_SHORT]}`")
     cells = [found["device"], found["torch"], found["triton"] or "none", found["threads"], settings, result.data]
-    row = " | ".join(one_line(cell, 120).replace("|", "/") for cell in [*cells, result.steps, "; ".join(short)])
+    row = " | ".join(one_line(cell, 4000).replace("|", "/") for cell in [*cells, result.steps, "; ".join(short)])
     head = "| device | torch | triton | threads | configuration | data | steps a stage | weights and optimiser |"
     return "\n".join([*lines, "", head, "|---" * 8 + "|", f"| {row} |"])

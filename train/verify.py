@@ -143,7 +143,7 @@ def _compare_values(label: str, a: Tensor, b: Tensor) -> Difference:
     x, y = (tensor.reshape(-1)[places].to(torch.float64) for tensor in (a, b))
     # Equal infinities and two NaNs of other bits are no distance apart.
     same = (x == y) | (x.isnan() & y.isnan())
-    distance = torch.where(same, 0.0, (x - y).abs().nan_to_num(nan=torch.inf))
+    distance = torch.where(same, 0.0, (x - y).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
     worst = int(distance.argmax())
     where = [int(i) for i in torch.unravel_index(places[worst], a.shape)]
     largest = distance[worst].item()
