@@ -141,7 +141,10 @@ def _scaled(
     factors = dropout_factors(keys, site, threshold, count).to(working).view(branch.shape)
     # In this order, so that a branch with other strides does not hand them on.
     scaled = factors * branch.to(working)
-    return (scaled if x is None else scaled.add_(x)).to(dtype)
+    # Neither in place nor by a cast to the same: compiled by torch 2.11, a Function whose last operation returns the
+    # tensor it was given has gradients of zero.
+    out = scaled if x is None else scaled + x
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def dropout_add_reference(

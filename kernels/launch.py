@@ -20,7 +20,7 @@ class Launch(NamedTuple):
     """One launch.
 
     arguments: every parameter of the kernel by name, tensors, numbers, None and constexprs alike. fp_fusion: whether
-    a product and a sum may be rounded together, which no other device or language repeats.
+    a product and a sum may be rounded as one, which the CPU and other kernels need not repeat.
     """
 
     kernel: Any
