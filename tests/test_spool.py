@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import resource
 
@@ -102,6 +103,10 @@ def test_a_spool_is_written_again_when_shards_or_scenes_change_and_the_old_one_g
     assert after != before
     # The first one still has its file.
     assert len(list(first.batches([(0, np.arange(6))], 0, AugmentConfig()))) == 1
+    # The same scenes with other labels.
+    write(folder / "a.parquet", [dataclasses.replace(scene, behind=scene.behind[::-1].copy()) for scene in scenes])
+    assert load_one(folder, stream=True, spool=disk).fingerprint() == load_one(folder).fingerprint()
+    assert load_one(folder).fingerprint() != training.fingerprint()
     fewer = load_one(folder, stream=True, spool=disk, exclude=frozenset(training.order_ids[:3]))
     assert len(fewer) == len(training) - 3 and len(list(disk.glob("rows-*"))) == 1
 

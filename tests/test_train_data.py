@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 
@@ -13,6 +14,7 @@ from wireframe.fusion import fuse_views
 from wireframe.samples import read_sample, write_sample
 from wireframe.sampling import sample_points
 from wireframe.train import data as data_module
+from wireframe.train import resident
 from wireframe.train.augment import draw_points, scene_hashes, turn, turns
 from wireframe.train.config import AugmentConfig
 from wireframe.train.data import TrainingSet
@@ -102,6 +104,12 @@ def test_a_batch_holds_the_rows_as_they_are_stored(scenes, training):
     assert batch.scene_keys.numpy().tolist() == hashing.key_bits(training.order_ids).tolist()
 
 
+def test_rows_come_to_the_device_in_pieces(scenes, training, monkeypatch):
+    monkeypatch.setattr(resident, "_CHUNK_ROWS", 4)
+    again, everything = TrainingSet.from_scenes(scenes, 64), np.arange(11)
+    assert_same(again.batch(0, 0, everything, AugmentConfig()), training.batch(0, 0, everything, AugmentConfig()))
+
+
 def test_augmentation_turns_points_and_segments_alike_about_y(training):
     everything = np.arange(len(training))
     plain = training.batch(353, 3, everything, AugmentConfig(rotate=False, flip=False))
@@ -182,6 +190,15 @@ def test_a_draw_takes_every_array_of_the_same_points_and_differs_by_step(scenes,
     other = training.batch(353, 5, everything, plain, points=20)
     assert not torch.equal(other.inputs["xyz_norm"], drawn.inputs["xyz_norm"])
     assert_same(training.batch(353, 4, everything, plain, points=POINTS), whole)
+
+
+def test_a_scene_with_fewer_points_than_are_drawn_is_padded_and_masked(scenes):
+    few = dataclasses.replace(scenes[0], mask=np.arange(POINTS) % 10 == 1)
+    plain = AugmentConfig(rotate=False, flip=False, resample=True)
+    batch = TrainingSet.from_scenes([few], 64).batch(353, 4, np.arange(1), plain, points=20)
+    assert batch.inputs["mask"][0].tolist() == [True] * 4 + [False] * 16
+    expected = few.xyz_norm[[1, 11, 21, *[31] * 17]]
+    assert np.array_equal(batch.inputs["xyz_norm"][0].numpy(), expected)
 
 
 @pytest.mark.parametrize("points, augment, message", [
