@@ -99,6 +99,15 @@ def test_odd_scenes_are_drawn_too(tmp_path, changes):
     assert sheet([scene(**changes)], tmp_path / "a.png").size
 
 
+@pytest.mark.parametrize("order_id", ["$\\frac{$", "x" * 5000, "<b>&", "a\\b_{c}^d"])
+def test_any_id_is_a_title(tmp_path, order_id):
+    named = sheet([scene(order_id=order_id)], tmp_path / "a.png")
+    unnamed = sheet([scene(order_id="")], tmp_path / "b.png")
+    # The scores to the right of it stay free.
+    rows, columns = np.nonzero((named != unnamed).any(axis=-1))
+    assert len(rows) and columns.max() < 0.66 * named.shape[1]
+
+
 def test_nothing_to_draw_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(ScoreError, match="at least one scene"):
         contact_sheet([], tmp_path / "a.png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 import wireframe
+from wireframe.checkpoint import tensor_sha256
 from wireframe.errors import ConfigError, ScoreError, ShardError, printable
 from wireframe.files import atomic_write, check_target
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
@@ -28,7 +28,7 @@ from wireframe.scene_source import Failure, SceneSource
 from wireframe.scoring import Outcome, require_hoho, summarise
 from wireframe.splits import DEV_VAL
 
-__all__ = ["Evaluation", "Failure", "Threshold", "evaluate", "format_summary", "model_hash", "predict_file"]
+__all__ = ["Evaluation", "Failure", "Threshold", "evaluate", "format_summary", "predict_file"]
 
 
 class Threshold(NamedTuple):
@@ -153,11 +153,12 @@ def evaluate(
         source, model.config.num_points, split=split, dev_val=dev_val, limit=limit, workers=workers
     )
     settings = {
+        "model": tensor_sha256(model.state_dict()),
         "graph": _plain(dataclasses.asdict(graph)),
         "thresholds": list(thresholds),
         "threshold_scenes": threshold_scenes,
     }
-    about = {"model": model_hash(model), **settings, "source": reading.identity(), "software": _software(model)}
+    about = {**settings, "source": reading.identity(), "software": _software(model)}
     with PartialScores(None if out is None else Path(f"{os.fspath(out)}.partial"), about) as partial:
         with _eval_mode(model):
             found = score_scenes(
@@ -191,16 +192,6 @@ def format_summary(result: Evaluation) -> str:
     if result.worst:
         lines.append(f"  worst: {', '.join(map(printable, result.worst))}")
     return "\n".join(lines)
-
-
-def model_hash(model: Perceiver) -> str:
-    """Hexadecimal SHA-256 of the model's tensors: names, dtypes, shapes and bytes, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -28,6 +28,8 @@ _ELEVATION, _AZIMUTH = 22, -60
 # Inches: a card holds a title line over two panels; gaps lie between cards and around them.
 _PANEL_WIDTH, _PANEL_HEIGHT, _TITLE, _GAP, _LEGEND = 2.6, 2.0, 0.34, 0.12, 0.6
 _DPI = 160
+# Characters of a title that leave room for the scores beside it.
+_MAX_TITLE = 32
 # How much of a panel the building's box takes; found by eye.
 _FILL = 1.22
 
@@ -199,7 +201,9 @@ def _draw_card(figure, item: SheetItem, box: tuple[float, float, float, float]) 
     style = {"color": _CARD, "linewidth": 0, "zorder": -1}
     figure.add_artist(Rectangle((left, bottom), width, height, transform=figure.transFigure, **style))
     line = bottom + height * (1.0 - 0.68 * _TITLE / box[3])
-    figure.text(left + 0.03 * width, line, item.order_id, color=_INK, fontsize=9, weight="bold")
+    title = item.order_id if len(item.order_id) <= _MAX_TITLE else item.order_id[: _MAX_TITLE - 1] + "\u2026"
+    # An id may hold dollar signs, which is no mathematics.
+    figure.text(left + 0.03 * width, line, title, color=_INK, fontsize=9, weight="bold", parse_math=False)
     if item.score is not None:
         text = f"HSS {item.score.hss:.2f}   F1 {item.score.f1:.2f}   IoU {item.score.iou:.2f}"
         figure.text(left + 0.97 * width, line, text, color=_SOFT_INK, fontsize=8.5, ha="right")
