@@ -101,7 +101,7 @@ def test_other_data_is_refused_but_a_set_no_longer_needed_may_be_missing(run):
     refused(lambda: load(5, {"64": DATA["64"], "32": "ff"}), "other data")
 
 
-def test_another_environment_is_reported_with_what_differs(made):
+def test_another_environment_is_reported_with_what_differs(made, monkeypatch):
     said = []
     path = made / "checkpoints" / "step-00000003"
     checkpoints.load(path, *small_run(), settings(), DATA, said.append)
@@ -113,6 +113,11 @@ def test_another_environment_is_reported_with_what_differs(made):
     finally:
         torch.set_num_threads(before)
     assert said == [f"{path} was made with threads {before} (here {before + 1}): the bits will differ"]
+    said.clear()
+    monkeypatch.setattr("numpy.__version__", "9.9\n")
+    monkeypatch.setattr("platform.python_version", lambda: "9.9.9")
+    checkpoints.load(path, *small_run(), settings(), DATA, said.append)
+    assert len(said) == 1 and '(here "9.9\\n"): the bits will differ' in said[0] and "python" not in said[0]
 
 
 def sources(made, tmp_path):

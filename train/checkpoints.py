@@ -40,8 +40,8 @@ from wireframe.train.restoring import (
     check_architecture,
     check_config,
     check_data,
-    differences,
     environment,
+    environment_changes,
     optimizer_tensors,
     restore,
 )
@@ -147,7 +147,7 @@ def load(
     check_config(str(path), state["config"], config)
     check_data(str(path), state["data"], data, config, state["step"])
     restore(model, optimizer, weights, moments, f"checkpoint {path}")
-    changed = [f"{name} {a} (here {b})" for name, a, b in differences(state["environment"], environment(model))]
+    changed = environment_changes(state["environment"], model)
     if changed:
         warn(one_line(f"{path} was made with {', '.join(changed)}: the bits will differ", 600))
     return State(state["step"], state["bad_steps"], state["start"])

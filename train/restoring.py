@@ -158,7 +158,7 @@ def _shown(value: Any) -> str:
 
 
 def environment(model: Perceiver) -> dict:
-    """What the bits depend on besides configuration and data, as far as it can be named."""
+    """Versions, device and threads: what the bits depend on besides configuration and data."""
     device = next(model.parameters()).device
     try:
         triton = importlib.metadata.version("triton")
@@ -173,6 +173,14 @@ def environment(model: Perceiver) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def environment_changes(theirs: dict, model: Perceiver) -> list[str]:
+    """What of another environment, read from a checkpoint, is not as here and may change bits; one text each."""
+    # Python computes nothing of it, and with the model on a GPU the CPU's threads share no sum.
+    free = ("python", "threads") if next(model.parameters()).is_cuda else ("python",)
+    a, b = ({k: v for k, v in values.items() if k not in free} for values in (theirs, environment(model)))
+    return [f"{name} {x} (here {y})" for name, x, y in differences(a, b)]
 
 
 def _processor() -> str:
