@@ -1,8 +1,8 @@
 """The choices of the loss that were never published, on held-out scenes: ``python -m wireframe.bench.loss_choices``.
 
 Trains ``train/configs/small.json`` with each choice and each seed, several runs at once, scores the model of every
-stage on the held-out rows, and prints two tables: HSS by choice, and HSS by stage. A run or a score that is there
-already is not made again, so training and scoring can be done on two machines: without hoho2025 it trains alone.
+stage on held-out rows, and prints two tables: HSS by choice, and HSS by stage for the first one. A run or a score that
+is there already is not made again: training and scoring can be done on two machines; without hoho2025 it trains alone.
 
     python -m wireframe.bench.loss_choices --data rows/512 --data rows/1024 --out out/choices --jobs 2
 """
@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from wireframe.bench.timing import describe_machine, heading
 from wireframe.errors import MissingPackageError
 from wireframe.scoring import require_hoho
 from wireframe.train.config import SMALL_CONFIG, TrainConfig, load_config
+from wireframe.train.data import load_training_sets
 
 # Weights of midpoint, direction and length in the cost; confidence target by stage.
 CHOICES = {
@@ -67,49 +67,48 @@ def train_all(arguments: argparse.Namespace) -> None:
             pass
 
 
-def score(out: Path, data: list[str], config: TrainConfig, stages: Iterable[int]) -> dict[int, float]:
-    """Stage -> HSS of its model on the held-out rows, at the threshold of the configuration that scores best."""
+def score(out: Path, config: TrainConfig, source: str, index: int, scenes: int) -> float:
+    """HSS of the model of stage ``index`` on held-out rows, at the threshold of the configuration that scores best."""
     from wireframe.evaluate import evaluate
     from wireframe.perceiver import Perceiver
     from wireframe.scoring_pool import usable_cores
-    from wireframe.train.data import load_training_sets
 
-    found = {}
-    for index in stages:
-        stage = config.stages[index]
-        path = out / f"scores-{index + 1}.json"
-        if not path.exists():
-            source = load_training_sets(data, config, say=lambda line: None)[stage.points].source
-            evaluate(
-                source,
-                Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{stage.name}"),
-                config.graph,
-                split="dev-val",
-                dev_val=config.dev_val,
-                workers=usable_cores(),
-                out=path,
-                thresholds=config.evaluation.thresholds,
-                threshold_scenes=config.evaluation.threshold_scenes,
-            )
-        found[index] = max(row["hss"] for row in json.loads(path.read_text())["thresholds"])
-    return found
+    path = out / f"scores-{index + 1}.json"
+    if not path.exists():
+        evaluate(
+            source,
+            Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{config.stages[index].name}"),
+            config.graph,
+            split="dev-val",
+            dev_val=config.dev_val,
+            limit=scenes,
+            workers=usable_cores(),
+            out=path,
+            thresholds=config.evaluation.thresholds,
+            threshold_scenes=scenes,
+        )
+    return max(row["hss"] for row in json.loads(path.read_text())["at_thresholds"])
 
 
-def format_tables(scores: dict[str, dict[int, dict[int, float]]], config: TrainConfig) -> str:
-    """Markdown tables by choice and by stage; ``scores``: choice -> seed -> stage -> HSS."""
-    last = len(config.stages) - 1
+def choice_table(scores: dict[str, list[float]]) -> str:
+    """Markdown: HSS of the last stage by choice; ``scores``: choice -> HSS of each seed."""
     lines = ["| cost weights (mid, dir, len); confidence target | HSS, mean of seeds | each seed |", "|---|---|---|"]
-    for choice, seeds in scores.items():
-        values = [found[last] for found in seeds.values()]
-        each = ", ".join(f"{value:.3f}" for value in values)
-        lines.append(f"| {choice} | {statistics.mean(values):.3f} | {each} |")
-    lines += ["", f"| stage | points | steps | batch | {' | '.join(scores)} |"]
-    lines.append("|---|---|---|---|" + "---|" * len(scores))
-    for index, stage in enumerate(config.stages):
-        means = (statistics.mean(found[index] for found in seeds.values()) for seeds in scores.values())
-        cells = " | ".join(f"{value:.3f}" for value in means)
-        lines.append(f"| {index + 1} {stage.name} | {stage.points} | {stage.steps} | {stage.batch_size} | {cells} |")
+    for choice, values in scores.items():
+        lines.append(f"| {choice} | {statistics.mean(values):.3f} | {_each(values)} |")
     return "\n".join(lines)
+
+
+def stage_table(scores: list[list[float]], config: TrainConfig) -> str:
+    """Markdown: HSS after every stage; ``scores``: of each seed, by stage."""
+    lines = ["| stage | points | steps | batch | HSS, mean of seeds | each seed |", "|---|---|---|---|---|---|"]
+    for index, (stage, values) in enumerate(zip(config.stages, scores)):
+        about = f"{index + 1} {stage.name} | {stage.points} | {stage.steps} | {stage.batch_size}"
+        lines.append(f"| {about} | {statistics.mean(values):.3f} | {_each(values)} |")
+    return "\n".join(lines)
+
+
+def _each(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _trained_on(out: Path) -> str:
@@ -125,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once (default 1)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of a run (default 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--scenes", type=positive, default=100, help="held-out scenes to score (default 100)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value", help="a setting of every run")
     arguments = parser.parse_args(argv)
@@ -137,16 +137,19 @@ def main(argv: list[str] | None = None) -> int:
     except MissingPackageError as problem:
         print(f"trained, not scored: {problem}")
         return 0
-    stages = range(len(config.stages))
-    scores = {
-        choice: {
-            seed: score(run_folder(arguments.out, choice, seed), arguments.data, config, stages)
-            for seed in arguments.seeds
-        }
-        for choice in CHOICES
-    }
-    print(format_tables(scores, config))
-    print(f"\n{config.dev_val} held-out scenes; trained on {_trained_on(arguments.out)}; {heading(describe_machine())}")
+    sources = {found.points: found.source for found in load_training_sets(arguments.data, config).values()}
+
+    def of_seeds(choice: str, index: int) -> list[float]:
+        source = sources[config.stages[index].points]
+        folders = (run_folder(arguments.out, choice, seed) for seed in arguments.seeds)
+        return [score(folder, config, source, index, arguments.scenes) for folder in folders]
+
+    last = len(config.stages) - 1
+    print(choice_table({choice: of_seeds(choice, last) for choice in CHOICES}))
+    ours = next(iter(CHOICES))
+    print(f"\n{ours}:\n\n{stage_table([of_seeds(ours, index) for index in range(last + 1)], config)}")
+    print(f"\n{arguments.scenes} held-out scenes, each model at its best threshold of {config.evaluation.thresholds}; ")
+    print(f"trained on {_trained_on(arguments.out)}; scored on {heading(describe_machine())}")
     return 0
 
 

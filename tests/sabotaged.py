@@ -14,8 +14,8 @@ from wireframe.train import checkpoints, loop, step
 
 
 def unseeded_dropout():
-    ops.step_keys = lambda keys, *_: torch.from_numpy(
-        __import__("numpy").frombuffer(os.urandom(8 * len(keys)), dtype="int64").copy()
+    ops.step_keys = lambda keys, *_: torch.tensor(
+        [int.from_bytes(os.urandom(8), "little", signed=True) for _ in keys], device=keys.device
     )
 
 

@@ -25,6 +25,15 @@ SMALL_MODEL = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These models are too small for two: beside other work threads that wait for each other take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def settings(**changes):
     stages = [
         {"name": "a", "points": 32, "steps": 4, "batch_size": 3, "lr": 1e-3, "warmup": 2},

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wireframe.errors import MissingPackageError
+from wireframe.errors import MissingPackageError, one_line
 from wireframe.evaluate import evaluate
 from wireframe.scoring import summarise
 from wireframe.scoring_pool import usable_cores
@@ -29,8 +29,6 @@ def finish_stage(run: Run, index: int) -> None:
 
 
 def _finish(run: Run, index: int) -> None:
-    from wireframe.train.report import write_report
-
     stage, name = run.config.stages[index], f"{index + 1}-{run.config.stages[index].name}"
     end = run.config.stage_start(index + 1)
     checkpoints.export(run.model, run.out / "stages" / name, run.config, end)
@@ -40,7 +38,13 @@ def _finish(run: Run, index: int) -> None:
         source = run.set_of(stage).source
         if source:
             _score(run, source, scores, end)
-    write_report(run.out)
+    try:
+        from wireframe.train.report import write_report
+
+        write_report(run.out)
+    except Exception as problem:
+        # A picture of the run is no reason to end it.
+        print(f"no report: {one_line(problem)}; `wireframe report {run.out}` tries again", file=sys.stderr)
 
 
 def _score(run: Run, source: str, scores: Path, step: int) -> None:
