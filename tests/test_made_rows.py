@@ -40,7 +40,7 @@ def test_made_rows_are_a_source_of_their_own(tmp_path):
         sets, said = load(MadeRows(POINTS, 11), MadeRows(16, 7), stream=stream, spool=tmp_path)
         assert sets.keys() == {POINTS, 16} and sets[POINTS].source is None
         assert sets[POINTS].fingerprint() == training.fingerprint()
-        assert said[1].startswith("7 made rows of 16 points: 7 scenes")
+        assert said[1].startswith("made rows of 16 points: 7 scenes")
     assert len(list(tmp_path.glob("rows-*"))) == 2
     held = load_one(MadeRows(POINTS, 11), config=settings(dev_val=2))
     assert held.dev_val_ids == ("made-0-000009", "made-0-000010") and len(held) == 9

@@ -237,9 +237,11 @@ def load_training_sets(
             )
         found = sets[layout.points] = TrainingSet(store, layout, source.path, held)
         place = f"on {found.device}" if found.resident else f"on disk in {spool}"
+        unfit = len(ids) - len(found)
         say(
             f"{source.name}: {len(found)} scenes of {found.points} points {place} "
-            f"({len(found) * layout.bytes / 1e9:.2f} GB); {len(ids) - len(found)} have no edges or too many"
+            f"({len(found) * layout.bytes / 1e9:.2f} GB)"
+            + (f"; {unfit} more do not have 1 to {layout.segments} edges" if unfit else "")
         )
     return sets
 

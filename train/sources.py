@@ -87,7 +87,7 @@ class MadeSource:
 
     def __init__(self, source: MadeRows):
         self._made = source
-        self.name = f"{source.count} made rows of {source.points} points"
+        self.name = f"made rows of {source.points} points"
         self.ids = [made_id(index, source.seed) for index in range(source.count)]
 
     def scenes(self, wanted: Set[str]) -> Iterator[SampledScene]:
