@@ -18,6 +18,7 @@ from wireframe.kernels.qk_norm_attention_backward import _through_norm
 from wireframe.kernels.qk_norm_attention_forward import plan_forward
 from wireframe.kernels.qk_norm_attention_keys import (
     admitted,
+    load_words,
     masked,
     plan_keys,
     scale_of,
@@ -78,7 +79,8 @@ def _atomic_attention_bwd_kernel(
     rows = num_queries * G
     n = (pid % key_blocks) * BN
     o_n, o_d = tl.arange(0, BN), tl.arange(0, D)
-    m_n = admitted(p_words + b * words_per_scene, n, o_n, MASKED, BN)
+    w0, w1, w2, w3 = load_words(p_words + b * words_per_scene, n, True, MASKED, BN)
+    m_n = admitted(w0, w1, w2, w3, o_n, MASKED, BN)
     # [BN, D]
     o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
     b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)

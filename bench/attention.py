@@ -103,12 +103,12 @@ def _rivals(inputs: Inputs, device: str, backend: str, everything: bool) -> Iter
         # What admits grouped heads and a mask is slow on most devices, and copying keys and values is the way around.
         forms["torch.compile, keys repeated"] = _repeated_attention
     for name, function in forms.items():
-        yield Rival(name, lambda f=function: on(compiled(f, backend)))
+        yield Rival(name, lambda f=function: on(compiled(f, backend)), slow=True)
     if everything:
-        yield Rival("FlexAttention", lambda: on(_flex_attention(inputs, backend)))
+        yield Rival("FlexAttention", lambda: on(_flex_attention(inputs, backend)), slow=True)
         yield Rival(
             "deterministic torch.compile", lambda: on(_compiled_deterministically(function, backend)),
-            deterministic=True, settings=deterministic,
+            deterministic=True, settings=deterministic, slow=True,
         )  # fmt: skip
         if device == "cuda" or interpreted:
             yield from _atomic_rivals(on, inputs.q.dtype)
@@ -119,7 +119,7 @@ def _atomic_rivals(on: Callable, dtype: torch.dtype) -> Iterator[Rival]:
 
     for tile in TILES_FP32 if dtype == torch.float32 else TILES:
         name = f"atomic, {tile.block_m} x {tile.block_n}"
-        yield Rival(name, lambda tile=tile: on(lambda *given: atomic_attention(*given, tile)))
+        yield Rival(name, lambda tile=tile: on(lambda *given: atomic_attention(*given, tile)), slow=True)
 
 
 def _heads_first(x: Tensor, group: int = 1) -> Tensor:

@@ -30,8 +30,8 @@ GRAPH_MODES = ("forward in a graph", "backward in a graph")
 
 # Calls in one captured graph, one after another: the time between two graphs is not part of a call.
 _GRAPH_CALLS = 16
-# About a millisecond: longer than the host takes to launch a call of ours, shorter than some rivals take.
-_PAUSE_CYCLES = 2_000_000
+# Three milliseconds: twice what a host beside an H200 took to launch forward and backward of a call of ours.
+_PAUSE_CYCLES = 6_000_000
 
 
 class CudaClock:
@@ -104,6 +104,7 @@ class Rival(NamedTuple):
 
     build: gives the function that returns the output; what it raises is the reason why the rival has no times.
     exact: whether it computes this operation, and its results are compared. settings: what its calls run under.
+    slow: whether it takes seconds to compile, and is left out when the time is over.
     """
 
     provider: str
@@ -111,6 +112,7 @@ class Rival(NamedTuple):
     exact: bool = True
     deterministic: bool = False
     settings: Callable[[], Any] = contextlib.nullcontext
+    slow: bool = False
 
 
 class Problem(NamedTuple):
@@ -177,13 +179,18 @@ def _gradients(output: Tensor, problem: Problem, retain_graph: bool = False) -> 
     )
 
 
-def compare(problem: Problem, machine: dict, device: str, repeats: int, quick: bool) -> Iterator[dict]:
+def compare(
+    problem: Problem, machine: dict, device: str, repeats: int, quick: bool,
+    late: Callable[[], bool] = lambda: False,
+) -> Iterator[dict]:  # fmt: skip
     """A row a rival and mode. Where a rival fails, its row has no times, and the reason under ``failed``.
 
     What fails in one mode, say for want of memory, is tried in the next one; what cannot be built is out of all.
+    ``first_s`` is what the first call took in seconds, compilation and all.
 
     Args:
         quick: no more than ``repeats`` rounds and none to warm up, however short the calls.
+        late: whether the time is over, so that no further slow rival is compiled.
     """
     ticks = clock(device, pause=True)
     functions, unbuilt = {}, {}
@@ -196,12 +203,17 @@ def compare(problem: Problem, machine: dict, device: str, repeats: int, quick: b
         cases, more, expected = [], [], None
         for rival in problem.rivals:
             reason = unbuilt.get(rival.provider)
+            if reason is None and rival.slow and late():
+                reason = "left out, the time is over"
             if reason is None:
                 try:
+                    start = time.monotonic()
                     run, found, peak = _first_calls(functions[rival.provider], mode, problem, rival, device)
+                    first = round(time.monotonic() - start, 2)
                     expected = found if expected is None and rival.exact else expected
                     error = relative_error(found, expected) if rival.exact else None
-                    more.append({"error": error, "peak_mib": peak, "deterministic": rival.deterministic})
+                    details = {"error": error, "peak_mib": peak, "deterministic": rival.deterministic}
+                    more.append({**details, "first_s": first})
                     cases.append(Case(f"{problem.op} {mode}", rival.provider, problem.shape, run))
                 except Exception as failure:
                     reason = one_line(failure)
@@ -317,7 +329,7 @@ def main(
     parser.add_argument("--repeats", type=int, default=5, help="rounds; twenty times as many for short calls (5)")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: wall clock, to try it out")
     parser.add_argument("--small", action="store_true", help="small shapes, to see that it runs")
-    parser.add_argument("--seconds", type=float, help="begin no further shape after this time")
+    parser.add_argument("--seconds", type=float, help="after this time compile no further rival")
     parser.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
     parser.add_argument("--out", metavar="FILE", help="append one JSON line a case to this file")
     arguments = parser.parse_args(argv)
@@ -329,12 +341,14 @@ def main(
     machine = describe_machine(arguments.device)
     print(heading(machine), flush=True)
     rows, start = [], time.monotonic()
+
+    def late() -> bool:
+        return arguments.seconds is not None and time.monotonic() - start > arguments.seconds
+
     for problem in problems(arguments.device, arguments.small, arguments.backend):
-        if arguments.seconds is not None and time.monotonic() - start > arguments.seconds:
-            print(f"{problem.op}, {problem.shape}: left out, {arguments.seconds:g} s are over", flush=True)
-            continue
         torch._dynamo.reset()
-        for mode_rows in _by_op(compare(problem, machine, arguments.device, arguments.repeats, arguments.small)):
+        found = compare(problem, machine, arguments.device, arguments.repeats, arguments.small, late)
+        for mode_rows in _by_op(found):
             ours = next((row["p50_ms"] for row in mode_rows if row["provider"] == OURS), None)
             print(*(describe(row, ours) for row in mode_rows), sep="\n", flush=True)
             if arguments.out:

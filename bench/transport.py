@@ -7,7 +7,6 @@ reference is the eager rival and what torch.compile gets.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from wireframe.bench import gpu_timing
 from wireframe.bench.gpu_timing import GRAPH_MODES, MODES, OURS, Problem, Rival, best, compiled, goal, randn, ratio
 from wireframe.kernels import dispatch, ops
-from wireframe.kernels.determinism import deterministic
 from wireframe.kernels.reference import segment_matching_reference, sinkhorn_reference
 from wireframe.train.config import LossConfig
 
@@ -53,16 +51,16 @@ def problems(device: str, small: bool, backend: str) -> Iterator[Problem]:
     # Of a masked column's entries, which are -inf, nothing may be asked.
     seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     gradient = torch.where(seen[:, None, :], gradient, 0.0)
-    rivals = list(_rivals(transport, lambda c: sinkhorn_reference(c, mask, 0.1, iters), cost, device, backend, True))
+    rivals = list(_rivals(transport, lambda c: sinkhorn_reference(c, mask, 0.1, iters), cost, device, backend))
     yield Problem("sinkhorn", _shape(*sizes), [cost], gradient, rivals, modes)
-    rivals = list(_rivals(match, matching_reference, pred, device, backend, False))
+    rivals = list(_rivals(match, matching_reference, pred, device, backend))
     yield Problem("segment_matching", _shape(*sizes), [pred], randn(device, scenes, seed=3), rivals, modes)
 
 
 def _rivals(
-    function: Callable[[str], Tensor], reference: Callable[[Tensor], Tensor], given: Tensor, device: str, backend: str,
-    everything: bool,
-) -> Iterator[Rival]:  # fmt: skip
+    function: Callable[[str], Tensor], reference: Callable[[Tensor], Tensor], given: Tensor, device: str, backend: str
+) -> Iterator[Rival]:
+    # Compiled deterministically too it would take twice the time, and neither form has an atomic to give up.
     yield Rival("reference", lambda: lambda: function("reference"))
     if device == "cuda" or dispatch.INTERPRETED:
         yield Rival(OURS, lambda: lambda: function("triton"), deterministic=True)
@@ -71,20 +69,7 @@ def _rivals(
         call = compiled(reference, backend)
         return lambda: call(given)
 
-    yield Rival("torch.compile", build, settings=gpu_timing.repeatable_backward)
-    if everything:
-
-        def build_deterministic() -> Callable[[], Tensor]:
-            gpu_timing.require_deterministic_compile()
-            return build()
-
-        yield Rival("deterministic torch.compile", build_deterministic, deterministic=True, settings=_deterministically)
-
-
-@contextlib.contextmanager
-def _deterministically() -> Iterator[None]:
-    with gpu_timing.repeatable_backward(), deterministic():
-        yield
+    yield Rival("torch.compile", build, settings=gpu_timing.repeatable_backward, slow=True)
 
 
 def goals(rows: list[dict]) -> list[str]:

@@ -20,7 +20,8 @@ class Launch(NamedTuple):
     """One launch.
 
     arguments: every parameter of the kernel by name, tensors, numbers, None and constexprs alike. fp_fusion: whether
-    a product and a sum may be rounded as one, which the CPU and other kernels need not repeat.
+    a product and a sum may be rounded as one, which the CPU and other kernels need not repeat. max_registers: of a
+    thread, where the compiler would take more and leave room for fewer warps.
     """
 
     kernel: Any
@@ -29,6 +30,7 @@ class Launch(NamedTuple):
     num_warps: int
     num_stages: int = 1
     fp_fusion: bool = True
+    max_registers: int | None = None
 
 
 def run(launches: Iterable[Launch]) -> None:
@@ -41,6 +43,8 @@ def run(launches: Iterable[Launch]) -> None:
         options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
         if not launch.fp_fusion:
             options["enable_fp_fusion"] = False
+        if launch.max_registers is not None:
+            options["maxnreg"] = launch.max_registers
         with torch.cuda.device_of(tensor):
             launch.kernel[launch.grid](**launch.arguments, **options)
 

@@ -31,6 +31,7 @@ from wireframe.kernels import tiles
 from wireframe.kernels.launch import Launch
 from wireframe.kernels.qk_norm_attention_keys import (
     admitted,
+    load_words,
     masked,
     plan_keys,
     scale_of,
@@ -90,8 +91,9 @@ def _qk_norm_attention_dq_kernel(
     p_key += b_hkv.to(tl.int64) * words_per_scene * 32
     p_words += b * words_per_scene
     b_dunit = tl.zeros([BM, D], tl.float32)
+    w0, w1, w2, w3 = load_words(p_words, 0, True, MASKED, BN)
     for n in range(0, num_keys, BN):
-        m_n = admitted(p_words, n, o_n, MASKED, BN)
+        m_n = admitted(w0, w1, w2, w3, o_n, MASKED, BN)
         # [BN, D]
         o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
         b_k = tl.load(p_k + o_k, mask=m_n[:, None], other=0.0) if MASKED else tl.load(p_k + o_k)
@@ -108,6 +110,8 @@ def _qk_norm_attention_dq_kernel(
             b_dunit = tl.dot(b_ds.to(b_k.dtype), b_unit, b_dunit, input_precision="ieee")
         else:
             b_dunit = tl.dot((b_ds * b_key[None, :]).to(b_k.dtype), b_k, b_dunit, input_precision="ieee")
+        # See the forward.
+        w0, w1, w2, w3 = load_words(p_words, n + BN, n + BN < num_keys, MASKED, BN)
     b_dq, b_dot = _through_norm(b_q, b_dunit * b_scale[:, None], b_factor)
     o_dq = (((b * num_queries + o_query) * kv_heads * G + o_h) * D)[:, None] + o_d[None, :]
     tl.store(p_dq + o_dq, b_dq.to(p_dq.dtype.element_ty), mask=m_r[:, None])
@@ -117,13 +121,19 @@ def _qk_norm_attention_dq_kernel(
 
 
 @triton.jit
+def _load_rows(p_rows, m_rows, other, WHOLE: tl.constexpr):
+    # Where the tiles divide the rows, nothing is masked and an eighth of the loop's instructions goes.
+    return tl.load(p_rows) if WHOLE else tl.load(p_rows, mask=m_rows, other=other)
+
+
+@triton.jit
 def _qk_norm_attention_dkv_kernel(
     p_q, p_k, p_v, p_log_scale, p_key, p_words, p_lse, p_do, p_row, p_delta, p_dk, p_dv,
     num_queries, num_keys, kv_heads, key_blocks, words_per_scene,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_dob, stride_don, stride_doh,
     G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
-    UNIT_TILES: tl.constexpr,
+    UNIT_TILES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     b_hkv = pid // key_blocks
@@ -131,7 +141,8 @@ def _qk_norm_attention_dkv_kernel(
     rows = num_queries * G
     n = (pid % key_blocks) * BN
     o_n, o_d = tl.arange(0, BN), tl.arange(0, D)
-    m_n = admitted(p_words + b * words_per_scene, n, o_n, MASKED, BN)
+    w0, w1, w2, w3 = load_words(p_words + b * words_per_scene, n, True, MASKED, BN)
+    m_n = admitted(w0, w1, w2, w3, o_n, MASKED, BN)
     # [BN, D]
     o_k = (n + o_n)[:, None] * stride_kn + o_d[None, :]
     b_k = tl.load(p_k + b * stride_kb + hkv * stride_kh + o_k, mask=m_n[:, None], other=0.0)
@@ -149,12 +160,12 @@ def _qk_norm_attention_dkv_kernel(
         o_query, o_h = o_r // G, hkv * G + o_r % G
         # [BM, D]
         o_q = o_query[:, None] * stride_qn + o_h[:, None] * stride_qh + o_d[None, :]
-        b_q = tl.load(p_q + o_q, mask=m_r[:, None], other=0.0)
+        b_q = _load_rows(p_q + o_q, m_r[:, None], 0.0, WHOLE)
         o_do = o_query[:, None] * stride_don + o_h[:, None] * stride_doh + o_d[None, :]
-        b_do = tl.load(p_do + o_do, mask=m_r[:, None], other=0.0)
-        b_row = tl.load(p_row + o_row + o_r, mask=m_r, other=1.0)
-        b_lse = tl.load(p_lse + o_row + o_r, mask=m_r, other=0.0)
-        b_delta = tl.load(p_delta + o_row + o_r, mask=m_r, other=0.0)
+        b_do = _load_rows(p_do + o_do, m_r[:, None], 0.0, WHOLE)
+        b_row = _load_rows(p_row + o_row + o_r, m_r, 1.0, WHOLE)
+        b_lse = _load_rows(p_lse + o_row + o_r, m_r, 0.0, WHOLE)
+        b_delta = _load_rows(p_delta + o_row + o_r, m_r, 0.0, WHOLE)
         # [BN, BM]
         b_s = scaled_logits(tl.dot(b_k, tl.trans(b_q), input_precision="ieee"), b_key[:, None], MASKED)
         b_p = tl.exp2(tl.fma(b_s, b_row[None, :], -b_lse[None, :]))
@@ -238,10 +249,13 @@ def plan_backward(
         **shared, **tiled(row_tile), "p_out": out, "p_dq": dq, "p_partial": partial, "row_blocks": row_blocks,
     }  # fmt: skip
     grid = (batch * kv_heads * row_blocks,)
-    rows_launch = Launch(_qk_norm_attention_dq_kernel, grid, arguments, row_tile.num_warps, row_tile.num_stages)
-    arguments = {**shared, **tiled(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks}
+    rows_launch = Launch(_qk_norm_attention_dq_kernel, grid, arguments, **tiles.options(row_tile))
+    arguments = {
+        **shared, **tiled(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks,
+        "WHOLE": rows % key_tile.block_m == 0,
+    }  # fmt: skip
     grid = (batch * kv_heads * key_blocks,)
-    keys_launch = Launch(_qk_norm_attention_dkv_kernel, grid, arguments, key_tile.num_warps, key_tile.num_stages)
+    keys_launch = Launch(_qk_norm_attention_dkv_kernel, grid, arguments, **tiles.options(key_tile))
     arguments = {
         "p_partial": partial, "p_dlog_scale": dlog_scale, "parts": batch * row_blocks, "row_blocks": row_blocks,
         "kv_heads": kv_heads, "G": group, "PARTS": 256,

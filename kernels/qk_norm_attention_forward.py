@@ -30,6 +30,7 @@ from wireframe.kernels import tiles
 from wireframe.kernels.launch import Launch
 from wireframe.kernels.qk_norm_attention_keys import (
     admitted,
+    load_words,
     masked,
     plan_keys,
     scale_of,
@@ -71,8 +72,9 @@ def _attend_chunk(
     b_acc = tl.zeros([BM, D], tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
     b_max = tl.full([BM], float("-inf"), tl.float32) if RUNNING_MAX else b_shift
+    w0, w1, w2, w3 = load_words(p_words, start, True, MASKED, BN)
     for n in range(start, end, BN):
-        m_n = admitted(p_words, n, o_n, MASKED, BN)
+        m_n = admitted(w0, w1, w2, w3, o_n, MASKED, BN)
         # [D, BN]
         o_k = (n + o_n)[None, :] * stride_kn + o_d[:, None]
         b_k = tl.load(p_k + o_k, mask=m_n[None, :], other=0.0) if MASKED else tl.load(p_k + o_k)
@@ -93,6 +95,8 @@ def _attend_chunk(
         o_v = (n + o_n)[:, None] * stride_vn + o_d[None, :]
         b_v = tl.load(p_v + o_v, mask=m_n[:, None], other=0.0) if MASKED else tl.load(p_v + o_v)
         b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision="ieee")
+        # A turn ahead: copies of keys and values that waited for a load of this turn could not run ahead of it.
+        w0, w1, w2, w3 = load_words(p_words, n + BN, n + BN < end, MASKED, BN)
     return b_acc, b_sum, b_max
 
 
@@ -301,7 +305,7 @@ def plan_forward(
         "MASKED": masked(key_mask, keys, tile.block_n), "SPLIT": split, "ONE_CHUNK": chunks == 1,
     }  # fmt: skip
     grid = (programs, chunks) if split else (programs,)
-    main = Launch(_qk_norm_attention_fwd_kernel, grid, arguments, tile.num_warps, tile.num_stages)
+    main = Launch(_qk_norm_attention_fwd_kernel, grid, arguments, **tiles.options(tile))
     launches = [prepared.launch, main]
     if split:
         row_blocks = triton.cdiv(queries * group, _ADDED_ROWS)

@@ -36,13 +36,33 @@ def scale_of(p_log_scale, o_h):
 
 
 @triton.jit
-def admitted(p_words, n, o_n, MASKED: tl.constexpr, BN: tl.constexpr):
-    """bool [BN]: which of the keys n, n + 1, ... take part; n is a multiple of BN, and BN of 32."""
+def load_words(p_words, n, m, MASKED: tl.constexpr, BN: tl.constexpr):
+    """The bits of the keys n, n + 1, ... as four scalars, of which BN keys need BN / 32; 0 where ``m`` is false."""
+    w0 = 0
+    w1 = 0
+    w2 = 0
+    w3 = 0
+    if MASKED:
+        w0 = tl.load(p_words + n // 32, mask=m, other=0)
+        if BN >= 64:
+            w1 = tl.load(p_words + n // 32 + 1, mask=m, other=0)
+        if BN >= 128:
+            w2 = tl.load(p_words + n // 32 + 2, mask=m, other=0)
+            w3 = tl.load(p_words + n // 32 + 3, mask=m, other=0)
+    return w0, w1, w2, w3
+
+
+@triton.jit
+def admitted(w0, w1, w2, w3, o_n, MASKED: tl.constexpr, BN: tl.constexpr):
+    """bool [BN]: which of BN keys take part, by their words."""
     if MASKED:
         # Words are scalars and their bits are taken in registers: no layout of a loaded vector is ever converted.
-        b_words = tl.zeros([BN], tl.int32) + tl.load(p_words + n // 32)
-        for i in tl.static_range(1, BN // 32):
-            b_words = tl.where(o_n // 32 == i, tl.load(p_words + n // 32 + i), b_words)
+        b_words = tl.zeros([BN], tl.int32) + w0
+        if BN >= 64:
+            b_words = tl.where(o_n // 32 == 1, w1, b_words)
+        if BN >= 128:
+            b_words = tl.where(o_n // 32 == 2, w2, b_words)
+            b_words = tl.where(o_n // 32 == 3, w3, b_words)
         return ((b_words >> (o_n % 32)) & 1) != 0
     else:
         return o_n >= 0

@@ -13,12 +13,16 @@ import torch
 
 
 class Tile(NamedTuple):
-    """block_m: packed query rows a tile, at least 16; block_n: keys a tile, a multiple of 32 up to ``WIDEST``."""
+    """block_m: packed query rows a tile, at least 16; block_n: keys a tile, a multiple of 32 up to ``WIDEST``.
+
+    max_registers: as in ``launch.Launch``.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 class Tiles(NamedTuple):
@@ -49,7 +53,7 @@ _ADA = {
 
 _HOPPER = {
     (_BF16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1)),
-    (_BF16, 64): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1)),
+    (_BF16, 64): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3, 128), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     (_BF16, 128): Tiles(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(128, 32, 8, 2), Tile(32, 128, 8, 1)),
     (_FP16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1)),
     (_FP16, 64): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1)),
@@ -67,6 +71,11 @@ _A100 = {
 }  # fmt: skip
 
 TABLE = {80: _A100, 86: _ADA, 89: _ADA, 90: _HOPPER}
+
+
+def options(tile: Tile) -> dict[str, int | None]:
+    """What a tile says of its launch beside the sizes."""
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "max_registers": tile.max_registers}
 
 
 def lookup(architecture: int, dtype: torch.dtype, head_dim: int) -> Tiles:

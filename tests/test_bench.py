@@ -284,10 +284,15 @@ def test_goals_compare_with_the_fastest_form_of_a_rival():
     assert sum("measured 11.5 us: met" in line for line in transport.goals(rows)) == 1
 
 
-def test_no_further_shape_begins_when_the_time_is_over(capsys):
-    arguments = ["--device", "cpu", "--small", "--seconds", "0"]
-    assert gpu_timing.main("x", "x", lambda *_: iter([gpu_problem(("double", {}))]), lambda rows: [], arguments) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["op, 3: left out, 0 s are over"]
+def test_no_further_rival_is_compiled_when_the_time_is_over(capsys):
+    arguments = ["--device", "cpu", "--small", "--seconds", "0", "--repeats", "1"]
+    problem = gpu_problem(("double", {}), ("wrong", {"slow": True}), modes=("forward", "backward"))
+    assert gpu_timing.main("x", "x", lambda *_: iter([problem]), lambda rows: [], arguments) == 0
+    quick, slow = (capsys.readouterr().out.splitlines()[n::2] for n in (1, 2))
+    assert [line.partition(" ms")[0].partition(" us")[0].partition(": ")[0] for line in quick] == [
+        "op forward, double, 3", "op backward, double, 3",
+    ]  # fmt: skip
+    assert slow == [f"op {mode}, wrong, 3: not measured: left out, the time is over" for mode in problem.modes]
 
 
 def test_our_own_failure_is_the_exit_status(monkeypatch):
