@@ -108,8 +108,8 @@ def step_chart(
     if not finite.any():
         return ""
     start = min([span.start for span in spans], default=float(steps[0]))
-    end = max([float(steps[-1]), *(span.end for span in spans if span.start <= steps[-1])])
-    x = Axis(start, end if end > start else start + 1, _LEFT, WIDTH - _RIGHT)
+    end = max([float(steps[-1]), *(span.end for span in spans if span.start < steps[-1])])
+    x = Axis(*_apart(start, end), _LEFT, WIDTH - _RIGHT)
     centre, mean, low, high = _columns(steps[finite], values[finite], x)
     y = _value_axis(low, high, log, from_zero)
     parts = [_stages(spans, x), _grid(x, y, number, number)]
@@ -144,8 +144,7 @@ def point_chart(
     if not points:
         return ""
     xs = [p[0] for p in points] + ([at] if at is not None else [])
-    low, high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, min(xs) + 0.5)
-    x = Axis(low, high, _LEFT + 8, WIDTH - _RIGHT - 8)
+    x = Axis(*_apart(min(xs), max(xs)), _LEFT + 8, WIDTH - _RIGHT - 8)
     heights = np.array([p[1] for p in points])
     y = _value_axis(heights, heights, False, False)
     parts = [_grid(x, y, number, number)]
@@ -196,12 +195,20 @@ def _value_axis(low: np.ndarray, high: np.ndarray, log: bool | None, from_zero: 
         return Axis(bottom / 1.15, top * 1.15, HEIGHT - _BOTTOM, _TOP, log=True)
     if from_zero:
         bottom = min(bottom, 0.0)
-    span, size = top - bottom, max(abs(top), abs(bottom))
-    # A constant is drawn in the middle.
-    margin = 0.06 * span if span > 1e-6 * size else 0.1 * size or 1.0
-    low_end = bottom if from_zero and span else bottom - margin
+    low_end, high_end = _apart(bottom, top)
+    margin = 0.06 * (high_end - low_end)
+    low_end = low_end if from_zero else low_end - margin
     # What is never negative gets no axis below 0.
-    return Axis(max(low_end, 0.0) if bottom >= 0 else low_end, top + margin, HEIGHT - _BOTTOM, _TOP)
+    return Axis(max(low_end, 0.0) if bottom >= 0 else low_end, high_end + margin, HEIGHT - _BOTTOM, _TOP)
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis; around a constant, so that it lies in the middle."""
+    size = max(abs(low), abs(high))
+    if high - low > 1e-6 * size:
+        return low, high
+    margin = 0.1 * size or 1.0
+    return low - margin, high + margin
 
 
 def _columns(steps: np.ndarray, values: np.ndarray, x: Axis) -> tuple[np.ndarray, ...]:
