@@ -141,6 +141,9 @@ def _check(out) -> int:
     assert found is not None and not said, said
     checkpoints.load(found, *small_run(1), _config(), DATA, said.append)
     assert not said, said
+    # Older ones too are whole or out of sight.
+    for folder in (out / "checkpoints").glob("step-*"):
+        checkpoint_files.check_files(folder)
     return len(_hidden(out))
 
 

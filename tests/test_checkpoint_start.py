@@ -24,6 +24,7 @@ from wireframe.checkpoint import read_checkpoint
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
 from wireframe.train.checkpoint_files import MODEL, OPTIMIZER, STATE
+from wireframe.train.checkpoints import State
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,10 @@ def test_other_data_is_refused_but_a_set_no_longer_needed_may_be_missing(run):
     assert load(4, {"64": DATA["64"]}) == 4 and load(5, {"64": DATA["64"]}) == 5
     refused(lambda: load(3, {"64": DATA["64"]}), "other data")
     refused(lambda: load(5, {"64": DATA["64"], "32": "ff"}), "other data")
+    # A run of stage a alone, whose end stage b goes on from with its own rows.
+    state, config = State(4, 0, None), settings()
+    path = checkpoints.save(run / "b", state, model, optimizer, config, {"32": DATA["32"]})
+    assert checkpoints.load(path, *small_run(), config, {"64": DATA["64"]}) == state
 
 
 def test_another_environment_is_reported_with_what_differs(made, monkeypatch):

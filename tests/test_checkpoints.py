@@ -238,6 +238,18 @@ def test_a_state_with_a_wrong_type_is_one_line(run, change):
     assert newest(run)[0] == ("step-00000003" if "more" in change else "step-00000002")
 
 
+def test_a_state_over_the_limit_is_not_read(run):
+    folder = run / "checkpoints" / "step-00000003"
+    size = (folder / STATE).stat().st_size
+    with open(folder / STATE, "ab") as file:
+        file.write(b" " * ((1 << 20) - size))
+    assert newest(resealed(folder).parents[1]) == ("step-00000003", [])
+    with open(folder / STATE, "ab") as file:
+        file.write(b" ")
+    found, said = newest(resealed(folder).parents[1])
+    assert found == "step-00000002" and f"{STATE} is {(1 << 20) + 1} bytes long; the limit is {1 << 20}" in said[0]
+
+
 def test_hostile_settings_within_a_state_are_one_line(run):
     folder = run / "checkpoints" / "step-00000003"
     state = json.loads((folder / STATE).read_text())
