@@ -189,6 +189,7 @@ def test_a_run_that_has_just_begun(run):
     assert "There is no whole checkpoint" in page.texts["li"] and "There are no scores" in page.texts["li"]
     assert rows(page, "stages")[0]["Stage"] == "1. 32" and rows(page, "stages")[0]["Loss at end"] == "0.5000"
     assert charts(write_report(run).read_text())["Loss"] == 1
+    assert "Switched off" in page.texts["p"] and "No values" not in page.texts["p"]
     log(run)
     page = page_of(run)
     assert "log.jsonl holds no step yet" in page.texts["li"] and not page.tables

@@ -201,10 +201,11 @@ def _charts(record: RunRecord) -> str:
     figures = []
     for term in LOSSES:
         values = steps.terms[term]
-        if term == "endpoint":
+        nothing = "No values."
+        if term == "endpoint" and len(values) and (values == 0).any():
             # A term that is switched off is logged as 0.
-            values = np.where(values == 0, np.nan, values)
-        figures.append(_step_figure(record, _TITLES[term], values, spans, marks[:_MAX_ROWS]))
+            values, nothing = np.where(values == 0, np.nan, values), "Switched off in these steps."
+        figures.append(_step_figure(record, _TITLES[term], values, spans, marks[:_MAX_ROWS], nothing=nothing))
     figures.append(_step_figure(record, _TITLES["grad_norm"], steps.terms["grad_norm"], spans, marks[:_MAX_ROWS]))
     figures.append(_step_figure(record, _TITLES["lr"], steps.terms["lr"], spans, log=False, from_zero=True))
     figures.append(_step_figure(record, "Steps a second", _pace(record), spans, log=False, from_zero=True))
@@ -215,10 +216,12 @@ def _charts(record: RunRecord) -> str:
     return f'{note}<div class="curves">{"".join(figures)}</div>'
 
 
-def _step_figure(record: RunRecord, title: str, values: np.ndarray, spans, marks=(), **how) -> str:
+def _step_figure(
+    record: RunRecord, title: str, values: np.ndarray, spans, marks=(), nothing="No values.", **how
+) -> str:
     chart = curves.step_chart(f"{title} over steps", record.steps.step, values, spans, marks, **how)
     last = f"last {number(_finite_last(values))}" if chart else ""
-    return _figure(title, last, chart or "<p>No values.</p>")
+    return _figure(title, last, chart or f"<p>{nothing}</p>")
 
 
 def _score_figures(record: RunRecord) -> list[str]:
