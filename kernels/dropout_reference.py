@@ -1,7 +1,4 @@
-"""Dropout that is a function of keys: the hash of ``wireframe.hashing`` on tensors, masks, and the PyTorch reference.
-
-int64 stands for the 64 bits: sums and products wrap, and a shift to the right is masked to be the logical one.
-"""
+"""Dropout that is a function of keys: the keys of a step, masks, and the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -13,10 +10,7 @@ from torch import Tensor
 
 from wireframe import hashing
 from wireframe.kernels.checks import signed64
-
-GOLDEN = signed64(0x9E3779B97F4A7C15)
-_FIRST = signed64(0xBF58476D1CE4E5B9)
-_SECOND = signed64(0x94D049BB133111EB)
+from wireframe.kernels.tensor_hashing import fold_key, hash_sequence
 
 # Values of the 16 bits that decide about one element; one hash holds four of them, the lowest first.
 LEVELS = 1 << 16
@@ -34,22 +28,6 @@ def drop_threshold(p: float) -> int:
 def keep_scale(threshold: int) -> float:
     """1 / (1 - p') = 65536 / (65536 - threshold); every implementation rounds it to float32 and multiplies by that."""
     return LEVELS / (LEVELS - threshold)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """``hashing._mix_int`` of fresh memory, in place."""
-    x = x.bitwise_xor_(_shifted(x, 30)).mul_(_FIRST)
-    x = x.bitwise_xor_(_shifted(x, 27)).mul_(_SECOND)
-    return x.bitwise_xor_(_shifted(x, 31))
-
-
-def _fold(keys: Tensor, part: int | Tensor) -> Tensor:
-    """Keys with one more part folded in, as ``hashing._key`` does."""
-    return _mix((keys ^ part).add_(GOLDEN))
 
 
 def step_keys(scene_keys: Tensor, seed: int, step: int | Tensor) -> Tensor:
@@ -81,13 +59,7 @@ def step_keys(scene_keys: Tensor, seed: int, step: int | Tensor) -> Tensor:
         raise TypeError(f"step_keys: step must be an integer, not {type(step).__name__}")
     else:
         stream = signed64(hashing.DROPOUT + operator.index(step))
-    return _fold(_fold(scene_keys, signed64(hashing._key(seed))), stream)
-
-
-def _hashes(keys: Tensor, count: int) -> Tensor:
-    """int64 [B, count], the SplitMix64 sequence of every key in keys [B]."""
-    positions = torch.arange(1, count + 1, device=keys.device).mul_(GOLDEN)
-    return _mix(positions + keys[:, None])
+    return fold_key(fold_key(scene_keys, signed64(hashing._key(seed))), stream)
 
 
 def dropout_factors(keys: Tensor, site: int, threshold: int, count: int) -> Tensor:
@@ -100,11 +72,11 @@ def dropout_factors(keys: Tensor, site: int, threshold: int, count: int) -> Tens
         keys: int64 [B]. site: of the model. threshold: ``drop_threshold``. count: elements of a scene.
     """
     factors = keys.new_empty((keys.shape[0], count), dtype=torch.float32)
-    keys, words = _fold(keys, site), -(-count // ELEMENTS)
+    keys, words = fold_key(keys, site), -(-count // ELEMENTS)
     on_cpu = keys.device.type == "cpu" and not torch.compiler.is_compiling()
     scenes = max(1, _CHUNK // max(words, 1)) if on_cpu else max(1, keys.shape[0])
     for start in range(0, keys.shape[0], scenes):
-        bits = _hashes(keys[start : start + scenes], words).view(torch.int16)[:, :count]
+        bits = hash_sequence(keys[start : start + scenes], words).view(torch.int16)[:, :count]
         # Minus 32768 in an order-preserving way, since int16 has a sign. Comparing in place avoids booleans, which
         # cost a CPU ten times as much.
         factors[start : start + scenes] = bits.bitwise_xor_(-(LEVELS >> 1)).ge_(threshold - (LEVELS >> 1))

@@ -57,6 +57,8 @@ def test_the_four_commands_lead_from_the_sets_to_the_worst_scenes(sets, tmp_path
     evaluated = json.loads((run / "evaluation" / "3-endpoint.json").read_text())
     assert len(found["worst"]) == 2 and found["scenes"] == evaluated["scenes"]
     assert (tmp_path / "dev-val.worst.png").exists() and (run / "evaluation" / "3-endpoint.png").exists()
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert all(name in page for name in (*found["worst"], "endpoint", "weight_decay"))
 

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from wireframe import hashing
 from wireframe.kernels.checks import signed64
+from wireframe.kernels.tensor_hashing import fold_key, hash_sequence
 from wireframe.train.config import AugmentConfig
 
-_GOLDEN = signed64(0x9E3779B97F4A7C15)
-_FIRST = signed64(0xBF58476D1CE4E5B9)
-_SECOND = signed64(0x94D049BB133111EB)
 _LARGEST, _TOP_BIT = (1 << 63) - 1, -(1 << 63)
 
 
@@ -28,25 +26,8 @@ def scene_hashes(seed: int, scene_keys: Tensor, stream: int, count: int) -> Tens
     Args:
         scene_keys: int64 [B], ``hashing.key_bits`` of the scenes; the hashes come from its device.
     """
-    keys = _fold(_fold(scene_keys, signed64(hashing._key(seed))), signed64(stream))
-    positions = torch.arange(1, count + 1, device=scene_keys.device).mul_(_GOLDEN)
-    return _mix(positions + keys[:, None])
-
-
-def _fold(keys: Tensor, part: int) -> Tensor:
-    return _mix((keys ^ part).add_(_GOLDEN))
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser in place: int64 stands for the 64 bits, and its products wrap."""
-    x = x.bitwise_xor_(_shifted(x, 30)).mul_(_FIRST)
-    x = x.bitwise_xor_(_shifted(x, 27)).mul_(_SECOND)
-    return x.bitwise_xor_(_shifted(x, 31))
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    # A shift of int64 to the right copies the sign: masked away.
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    keys = fold_key(fold_key(scene_keys, signed64(hashing._key(seed))), signed64(stream))
+    return hash_sequence(keys, count)
 
 
 def turns(seed: int, step: int, scene_keys: np.ndarray, augment: AugmentConfig) -> Tensor:

@@ -53,14 +53,14 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def report_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=path, help="folder of a training run")
+    command.add_argument("folder", type=path, metavar="RUN", help="folder of a training run")
     command.add_argument("--out", type=path, help="HTML file (default: report.html in the run)")
 
 
 def report(arguments: argparse.Namespace) -> int:
     from wireframe.train.report import write_report
 
-    print(write_report(arguments.run, arguments.out))
+    print(write_report(arguments.folder, arguments.out))
     return 0
 
 
