@@ -25,10 +25,10 @@ from wireframe.scoring import require_hoho
 from wireframe.train.config import SMALL_CONFIG, TrainConfig, load_config
 from wireframe.train.data import load_training_sets
 
-# Weights of midpoint, direction and length in the cost; confidence target by stage.
+# Weights of midpoint, direction and length in the cost; confidence target by stage. The first is the one we keep.
 CHOICES = {
+    "3, 0.3, 1.5; mass, in the last stage rank": ((3.0, 0.3, 1.5), ("mass", "mass", "rank")),
     "3, 0.3, 1.5; mass": ((3.0, 0.3, 1.5), ("mass", "mass", "mass")),
-    "3, 0.3, 1.5; mass, then rank": ((3.0, 0.3, 1.5), ("mass", "mass", "rank")),
     "1, 1, 1; mass": ((1.0, 1.0, 1.0), ("mass", "mass", "mass")),
     "6, 0.6, 3; mass": ((6.0, 0.6, 3.0), ("mass", "mass", "mass")),
 }
