@@ -142,7 +142,28 @@ def test_the_small_recipe_twice_from_scenes_to_scores_gives_the_same_bits(tmp_pa
         cwd=tmp_path, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "equal" in done.stdout.lower() and "4 scenes: HSS" in done.stdout
+    assert "equal" in done.stdout.lower() and done.stdout.count("4 scenes: HSS") == 6
     for run in ("first", "second"):
         assert (tmp_path / "out" / run / "run" / "report.html").exists()
-        assert (tmp_path / "out" / run / "dev-val.worst.png").exists()
+
+
+def test_the_published_sets_are_downloaded_trained_on_and_scored(sets, tmp_path):
+    # Stands in for the hub's own command, which needs the network: the same arguments, rows in the same layout.
+    (tmp_path / "hf").write_text(
+        "#!/bin/sh\n"
+        'test "$1 $2 $3 $5 $6 $7" = "download --repo-type dataset --include *train* --local-dir" || exit 9\n'
+        f'case "$4" in *_2048_v2) from={sets[0]};; *_4096_v2) from={sets[1]};; *) exit 8;; esac\n'
+        'mkdir -p "$8/data" && cp "$from"/data/train-* "$8/data"\n'
+    )
+    (tmp_path / "hf").chmod(0o755)
+    env = {
+        **os.environ, "PYTHON": sys.executable, "OPTIONS": " ".join(["--quiet", *SETTINGS]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    script = ["bash", str(ROOT / "train" / "reproduce.sh"), str(tmp_path / "out")]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if "3 scenes: HSS" in line] == [
+        "stage 1-2048", "stage 2-4096", "stage 3-endpoint",
+    ]  # fmt: skip

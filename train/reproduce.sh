@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The three-stage recipe from data to HSS.
-#   bash train/reproduce.sh [OUT]            the published sampled sets, from the hub (log in and accept the terms first)
-#   DATA_2048=... DATA_4096=... bash train/reproduce.sh [OUT]      the same sets from elsewhere
-#   bash train/reproduce.sh --smoke [OUT]    the same path in small on synthetic scenes, for a CPU, about two minutes
+#   bash train/reproduce.sh [OUT]            downloads the published sampled sets (accept their terms, `hf auth login`)
+#   DATA_2048=... DATA_4096=... bash train/reproduce.sh [OUT]      the same sets, already here
+#   bash train/reproduce.sh --smoke [OUT]    the same path in small on synthetic scenes, for a CPU
 # Run it again to go on where it stopped. More options of `wireframe train` in OPTIONS, the interpreter in PYTHON.
 set -euo pipefail
 smoke=0
@@ -11,20 +11,23 @@ out=${1:-out/reproduce}
 wireframe=("${PYTHON:-python3}" -m wireframe)
 read -r -a options <<< "${OPTIONS:-}"
 
+download() {
+    hf download --repo-type dataset "usm3d/s23dr-2026-sampled_$1_v2" --include "*train*" --local-dir "$out/data/$1" >&2
+    echo "$out/data/$1"
+}
+
 if [ $smoke = 1 ]; then
-    # One core, so that the bits are those of any machine with the same processor and software.
-    train=(--smoke --threads 1 --data "$out/64" --data "$out/128")
-    score=(--dev-val 4 --threshold 0.05)
-    data=$out/128
     "${wireframe[@]}" synth "$out/raw" --seed 2 --count 28 --preset training
     for points in 64 128; do
         "${wireframe[@]}" prepare "$out/raw" "$out/$points" --points $points --depth-points 2000
     done
+    # One thread, so that the bits are those of any machine with the same processor and software.
+    train=(--smoke --threads 1 --data "$out/64" --data "$out/128")
 else
-    data=${DATA_4096:-hf://datasets/usm3d/s23dr-2026-sampled_4096_v2}
-    train=(--data "${DATA_2048:-hf://datasets/usm3d/s23dr-2026-sampled_2048_v2}" --data "$data")
-    score=()
+    small=${DATA_2048:-$(download 2048)}
+    large=${DATA_4096:-$(download 4096)}
+    train=(--data "$small" --data "$large")
 fi
+# Every stage is scored on its held-out rows when it ends.
 "${wireframe[@]}" train "${train[@]}" --out "$out/run" "${options[@]}"
-"${wireframe[@]}" eval "$data" --model "$out/run/model" --split dev-val "${score[@]}" --out "$out/dev-val.json" --worst 20
 echo "report: $out/run/report.html"

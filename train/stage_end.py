@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wireframe.errors import MissingPackageError, one_line
-from wireframe.evaluate import evaluate
+from wireframe.evaluate import evaluate, format_summary
 from wireframe.scoring import summarise
 from wireframe.scoring_pool import usable_cores
 from wireframe.train import checkpoints
@@ -70,5 +70,6 @@ def _score(run: Run, source: str, scores: Path, step: int) -> None:
         return
     finally:
         run.model.train()
+    print(f"stage {scores.stem}: {format_summary(result)}")
     summary = summarise(result.outcomes)
     run.log.event(step, "scored", **{name: summary[name] for name in ("scenes", "hss", "f1", "iou")})
