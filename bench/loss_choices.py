@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     print(choice_table({choice: of_seeds(choice, last) for choice in CHOICES}))
     ours = next(iter(CHOICES))
     print(f"\n{ours}:\n\n{stage_table([of_seeds(ours, index) for index in range(last + 1)], config)}")
-    print(f"\n{arguments.scenes} held-out scenes, each model at its best threshold of {config.evaluation.thresholds}; ")
+    print(f"\n{arguments.scenes} held-out scenes, each model at its best threshold of {config.evaluation.thresholds}")
     print(f"trained on {_trained_on(arguments.out)}; scored on {heading(describe_machine())}")
     return 0
 
