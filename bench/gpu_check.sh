@@ -129,15 +129,15 @@ cuda=unknown
 step machine 15 bash -c machine
 said | tee -a "$SUMMARY"
 said | grep "^device: none" > /dev/null && cuda=none
-step build 60 bash -c build
-step tests 55 bash -c "gpu_tests tests/test_gpu.py tests/test_gpu_fusion.py"
-step kernels 100 bash -c kernels
-step sanitizer 45 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
+step build 50 bash -c build
+step tests 50 bash -c "gpu_tests tests/test_gpu.py tests/test_gpu_fusion.py"
+step kernels 95 bash -c kernels
+step sanitizer 40 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
 # The benchmarks of the operations compile no further rival after their time, and name what they left out.
-step attention 100 "$PYTHON" -m wireframe.bench.attention --seconds 65 --out "$ROWS"
-step transport 80 "$PYTHON" -m wireframe.bench.transport --seconds 30 --out "$ROWS"
+step attention 125 "$PYTHON" -m wireframe.bench.attention --seconds 90 --out "$ROWS"
+step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$ROWS"
 step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
-step fusion 30 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
+step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
 
 say "results: $OUT"
 exit "$failed"

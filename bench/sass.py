@@ -17,6 +17,7 @@ from typing import NamedTuple
 _PADDING = "NOP"
 _ENDS = ("EXIT", "RET", "BRX", "JMX")
 _TENSOR_CORE = ("HMMA", "HGMMA", "IMMA", "IGMMA", "QGMMA", "DMMA", "BMMA")
+_LOCAL = ("LDL", "STL")
 _COPY_ASYNC = ("LDGSTS", "UBLKCP", "UTMALDG")
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
@@ -99,6 +100,12 @@ def hot_loop(instructions: Sequence[Instruction]) -> Counts:
         if most:
             return min((loop for loop in found if getattr(loop, products) >= 0.9 * most), key=lambda x: x.instructions)
     return max(found, key=lambda x: x.instructions, default=Counts(0, 0, 0, 0, 0))
+
+
+def spills_among_products(instructions: Sequence[Instruction]) -> int:
+    """Accesses to the stack in loops that hold tensor-core instructions; what a kernel spills elsewhere runs rarely."""
+    counted = [(count(loop).tensor_core, sum(i.name in _LOCAL for i in loop)) for loop in loops(instructions)]
+    return sum(local for products, local in counted if products)
 
 
 def loops(instructions: Sequence[Instruction]) -> list[list[Instruction]]:

@@ -67,8 +67,8 @@ LEAST_WARPS = {
 class Case(NamedTuple):
     """One call of an operation, or of its gradient.
 
-    dim: head dimension, side of a transport problem, or width of the model. plan: launches on an architecture. flops: of the products
-    of a launch, by the name of its kernel.
+    dim: head dimension, side of a transport problem, or width of the model. plan: launches on an architecture. flops:
+    of the products of a launch, by the name of its kernel.
     """
 
     name: str

@@ -24,7 +24,7 @@ import torch
 from wireframe.bench import gpu_timing
 from wireframe.bench.compile_ahead import compile_launch, require_compiler
 from wireframe.bench.gpus import MULTIPROCESSORS, resident_warps
-from wireframe.bench.sass import hot_loop, read_cubin
+from wireframe.bench.sass import hot_loop, read_cubin, spills_among_products
 from wireframe.bench.timing import Case, measure
 from wireframe.errors import WireframeError, one_line
 from wireframe.kernels import launch as launching
@@ -132,7 +132,7 @@ def examine(kernel: str, dtype: str, dim: int, arch: int, tile: Tile) -> Candida
             except Exception as problem:
                 return Candidate(tile, f"does not compile: {one_line(problem, 60)}")
             usage, instructions = read_cubin(compiled.cubin)
-            if usage.stack:
+            if usage.stack and (tile.max_registers is None or spills_among_products(instructions)):
                 return Candidate(tile, "spills", usage.registers, compiled.shared)
             if compiled.shared > MULTIPROCESSORS[arch].block_shared:
                 return Candidate(tile, "too much shared memory", usage.registers, compiled.shared)
@@ -177,12 +177,14 @@ def time_tiles(
 def entry(dtype: torch.dtype, dim: int, proposed: Tiles) -> str:
     """A line of ``kernels/tiles.py``."""
     name = {torch.bfloat16: "_BF16", torch.float16: "_FP16", torch.float32: "_FP32"}[dtype]
-    return f"({name}, {dim}): Tiles({', '.join(f'Tile({t[0]}, {t[1]}, {t[2]}, {t[3]})' for t in proposed)}),"
+    numbers = (", ".join(str(number) for number in tile if number is not None) for tile in proposed)
+    return f"({name}, {dim}): Tiles({', '.join(f'Tile({of_tile})' for of_tile in numbers)}),"
 
 
 def _describe(candidate: Candidate, times: dict[Tile, float]) -> str:
     time = f"{times[candidate.tile]:.3f} x the fastest, " if candidate.tile in times else ""
     sizes = "{:>3} x {:<3} {} warps {} stages".format(*candidate.tile)
+    sizes += f" {candidate.tile.max_registers} registers" if candidate.tile.max_registers else ""
     work = "loop not found" if candidate.work == math.inf else f"{candidate.work:.0f} instructions for 1000 logits"
     return (
         f"  {sizes}: {time}{work}, {candidate.warps} resident warps, {candidate.registers} registers, "
@@ -234,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keys", type=int, nargs="+", default=[32, 64, 128], help="block_n to try")
     parser.add_argument("--warps", type=int, nargs="+", default=[4, 8], help="num_warps to try")
     parser.add_argument("--stages", type=int, nargs="+", default=[1, 2, 3], help="num_stages to try")
+    parser.add_argument("--registers", type=int, nargs="+", default=[], help="max_registers to try, beside none")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (default 5, more for short kernels)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile")
     arguments = parser.parse_args(argv)
@@ -241,7 +244,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"triton {require_compiler()}")
     except WireframeError as problem:
         parser.error(str(problem))
-    wanted = candidates(arguments.rows, arguments.keys, arguments.warps, arguments.stages)
+    registers = (None, *arguments.registers)
+    wanted = candidates(arguments.rows, arguments.keys, arguments.warps, arguments.stages, registers)
     complete = True
     several = arguments.workers > 1
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) if several else contextlib.nullcontext() as pool:

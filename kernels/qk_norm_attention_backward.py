@@ -10,7 +10,8 @@ over the packed rows of their group for dk and dv. Together they form 7 products
 that one has to add to dq of other programs. Without atomics it reads and writes private partial sums of dq, [Nq * G, D]
 in float32, once a key block: at 256 x 4096 with blocks of 128 keys that is 8 MB a scene and key head, against 1.5 MB
 that all inputs take. On an RTX 4090 (5 TB/s of L2) 64 x 4 x 256 x 4096 would spend 0.2 ms on it to save two products of
-0.2 ms each, one of which its lower occupancy costs again (estimates; on a GPU: not measured yet).
+0.2 ms each, one of which its lower occupancy costs again (estimates). On an NVIDIA H200 one kernel of 5 products with
+float atomics takes 292 us where these take 199 (bf16, 32 x 4 x 256 x 2048; ``bench/atomic_attention.py``).
 
 Deterministic by construction: every sum belongs to one program and runs in order of its tiles; dlog_scale goes through
 one partial sum a program, added in order by the last launch.

@@ -1,8 +1,9 @@
 """Tile sizes of the attention kernels: a fixed table, so that bits never depend on what was measured when.
 
 Keyed by architecture, dtype, head dimension and, in the forward, whether the keys fill one chunk or several; the batch
-size has no part in it. ``bench/tune_tiles.py`` proposes entries. Today's were chosen from ahead-of-time compiles (no
-spills, fits the shared memory, few instructions a logit, warps left to hide latency); on a GPU: not measured yet.
+size has no part in it. ``bench/tune_tiles.py`` proposes entries. Those of sm_90, bfloat16 and head dimension 64 are the
+fastest of an NVIDIA H200 (``bench/NOTES.md``). The others were chosen from ahead-of-time compiles (no spills, fits the
+shared memory, few instructions a logit, warps left to hide latency); on a GPU: not measured yet.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WIDEST = 128
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
 
 _ADA = {
-    (_BF16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (_BF16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
     (_BF16, 64): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
     (_BF16, 128): Tiles(Tile(128, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
     (_FP16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
@@ -51,6 +52,7 @@ _ADA = {
     (_FP32, 128): Tiles(Tile(16, 32, 8, 2), Tile(16, 32, 8, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
 }  # fmt: skip
 
+# 128 registers leave room for 16 warps. The sums of earlier chunks no longer fit beside a chunk's and wait in memory.
 _HOPPER = {
     (_BF16, 32): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1)),
     (_BF16, 64): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3, 128), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),

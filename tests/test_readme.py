@@ -18,7 +18,7 @@ def test_every_source_file_is_in_the_readmes_file_tree():
 
 
 def test_every_file_the_readme_names_is_there():
-    named = set(re.findall(r"\b((?:wireframe|kernels|train|bench|tests|docs)/[\w./]+\.(?:py|sh|json|png))", README))
+    named = set(re.findall(r"\b((?:wireframe|kernels|train|bench|tests|docs)/[\w./]+\.(?:py|sh|jsonl?|png))\b", README))
     assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 

@@ -15,7 +15,7 @@ from wireframe.kernels.launch import ARCHITECTURES
 from wireframe.kernels.tiles import Tile, Tiles
 
 ROOT = Path(__file__).resolve().parent.parent
-A, B, C, D = Tile(32, 32, 4, 1), Tile(64, 32, 4, 1), Tile(64, 64, 8, 2), Tile(16, 32, 4, 1)
+A, B, C, D = Tile(32, 32, 4, 1), Tile(64, 32, 4, 1), Tile(64, 64, 8, 2, 128), Tile(16, 32, 4, 1)
 
 
 def test_without_times_enough_warps_come_first_then_the_shortest_loop():
@@ -46,7 +46,7 @@ def test_a_printed_entry_is_code_of_the_table():
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_tiles_of_the_table_are_among_the_candidates(arch):
-    every = tune_tiles.candidates((16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3))
+    every = tune_tiles.candidates((16, 32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3), (None, 128))
     assert {tile for entry in tiles.TABLE[arch].values() for tile in entry} <= set(every)
 
 
@@ -59,7 +59,7 @@ def test_a_trial_tile_is_what_the_kernel_is_launched_with(kernel):
                 launches = tune_tiles.plan(shape, torch.bfloat16, 64, 90, described.backward)
             launch = tune_tiles._wanted(launches, described)
             sizes = [launch.arguments[name] for name in ("BM", "BN")]
-            assert Tile(*sizes, launch.num_warps, launch.num_stages) == tile
+            assert Tile(*sizes, launch.num_warps, launch.num_stages, launch.max_registers) == tile
 
 
 def test_times_decide_where_there_are_any(monkeypatch, capsys):
