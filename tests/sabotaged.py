@@ -41,6 +41,12 @@ def sum_by_rank():
     loop.Ranks.gather = rounded
 
 
+def own_folders():
+    """Every rank has a folder of its own, as on machines that share no disk."""
+    out = sys.argv.index("--out") + 1
+    sys.argv[out] += "-" + os.environ["RANK"]
+
+
 def forgotten_moments():
     load = checkpoints.load
 
@@ -54,7 +60,8 @@ def forgotten_moments():
 
 
 if __name__ == "__main__":
-    what = {f.__name__: f for f in (unseeded_dropout, shuffled_sum, sum_by_rank, forgotten_moments)}
+    faults = (unseeded_dropout, shuffled_sum, sum_by_rank, own_folders, forgotten_moments)
+    what = {fault.__name__: fault for fault in faults}
     if sys.argv[1] != "nothing":
         what[sys.argv[1]]()
     sys.exit(main(sys.argv[2:]))

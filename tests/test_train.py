@@ -199,6 +199,11 @@ def test_the_count_of_bad_steps_survives_a_restart(data, tmp_path, monkeypatch):
     train(config, data, tmp_path, progress=False, stop_after=4)
     with pytest.raises(GaveUp, match="4 steps in a row up to step 6"):
         train(config, data, tmp_path, progress=False)
+    # The losses before the restart are gone; whose they were is not.
+    dumped = json.loads((tmp_path / "bad-steps.json").read_text())
+    assert [(step["step"], step["stage"]) for step in dumped] == [(2, "a"), (3, "a"), (4, "b"), (5, "b")]
+    assert [len(step["scenes"]) for step in dumped] == [3, 3, 2, 2]
+    assert ["losses" in step for step in dumped] == [False, False, True, True]
 
 
 def test_stages_one_by_one_equal_all_at_once(data, finished, tmp_path):
@@ -220,6 +225,12 @@ def test_a_later_stage_starts_from_weights_alone_too(data, finished, tmp_path):
     assert same(weights(a), weights(b)) and not same(weights(a), weights(finished))
     with pytest.raises(CheckpointError, match="did not begin with --init"):
         train(settings(), data, tmp_path / "0", progress=False, stages=(1, 1), init=finished)
+
+
+def test_stopping_before_the_first_step_is_refused(data, finished, tmp_path):
+    start = finished.parent / "stages" / "1-a"
+    with pytest.raises(ConfigError, match="--stop-after 3 lies before stage 2, which begins at step 4"):
+        train(settings(), data, tmp_path, progress=False, stages=(1, 1), init=start, stop_after=3)
 
 
 def test_a_stage_without_the_one_before_is_refused(data, tmp_path):

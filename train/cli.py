@@ -24,7 +24,10 @@ def train_arguments(command: argparse.ArgumentParser) -> None:
         "--stream", action=argparse.BooleanOptionalAction, default=None,
         help="rows on disk, read ahead, or resident on the device (default: resident where they fit)",
     )  # fmt: skip
-    command.add_argument("--stop-after", type=positive, metavar="STEPS", help="end early, with a checkpoint")
+    command.add_argument(
+        "--stop-after", type=positive, metavar="STEP",
+        help="end early, with a checkpoint, after this step of the whole run",
+    )
     command.add_argument("--no-eval", action="store_true", help="do not score the held-out rows at stage ends")
 
 
@@ -72,6 +75,7 @@ def verify_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--steps", type=positive, default=10, help="steps of every stage with --rerun (default 10)")
     command.add_argument("--data", action="append", help="sampled rows for --rerun (default: rows made of hashes)")
+    command.add_argument("--ranks", type=positive, default=1, help="processes of a run with --rerun (default 1)")
     _setting_arguments(command)
 
 
@@ -93,6 +97,7 @@ def verify(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         device=arguments.device,
         threads=arguments.threads,
+        ranks=arguments.ranks,
     )
     print(format_rerun(result))
     return 0 if result.equal else 1

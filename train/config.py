@@ -82,8 +82,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         values = self.thresholds
-        if not isinstance(values, (list, tuple)) or not all(_is_number(v) and 0 <= v <= 1 for v in values):
-            raise ConfigError(f"evaluation.thresholds must be a list of probabilities, got {values!r}")
+        few = isinstance(values, (list, tuple)) and len(values) <= 32
+        if not few or not all(_is_number(v) and 0 <= v <= 1 for v in values):
+            raise ConfigError(f"evaluation.thresholds must be a list of at most 32 probabilities, got {values!r:.200}")
         object.__setattr__(self, "thresholds", tuple(values))
 
 
@@ -243,14 +244,23 @@ _SCALARS = {
 }
 
 
-# What a number must be: its name, in the words of the message, and a test.
+# Steps are the low half of the streams of random numbers; sizes beyond these only exhaust the memory.
+MAX_STEPS = (1 << 31) - 1
+MAX_SIZE = 1 << 16
+
+# What a number must be: in the words of the message, and a test.
 _POSITIVE = ("must be positive", lambda value: value > 0)
 _NOT_NEGATIVE = ("must not be negative", lambda value: value >= 0)
 _AT_LEAST_1 = ("must be at least 1", lambda value: value >= 1)
 _BELOW_1 = ("must be in [0, 1)", lambda value: 0 <= value < 1)
+_STEPS = (f"must be at most {MAX_STEPS}", lambda value: value <= MAX_STEPS)
+_SIZE = (f"must be at most {MAX_SIZE}", lambda value: value <= MAX_SIZE)
+_PICTURES = ("must be from 0 to 200", lambda value: 0 <= value <= 200)
+_INT64 = ("must fit into 64 bits", lambda value: -(1 << 63) <= value < 1 << 63)
 _RULES = {
     "loss": {
         _POSITIVE: ("eps", "iters", "dustbin"),
+        _SIZE: ("iters",),
         _NOT_NEGATIVE: ("w_mid", "w_dir", "w_len", "conf_weight"),
     },
     "optimizer": {
@@ -258,20 +268,24 @@ _RULES = {
         _NOT_NEGATIVE: ("weight_decay", "conf_head_weight_decay"),
         _POSITIVE: ("grad_clip",),
     },
-    "evaluation": {_AT_LEAST_1: ("threshold_scenes",), _NOT_NEGATIVE: ("worst",)},
+    "evaluation": {_AT_LEAST_1: ("threshold_scenes",), _STEPS: ("threshold_scenes",), _PICTURES: ("worst",)},
 }
 _STAGE_RULES = {
     _POSITIVE: ("points", "steps", "batch_size", "lr"),
     _NOT_NEGATIVE: ("warmup", "cooldown", "endpoint_weight"),
+    _SIZE: ("points", "batch_size"),
+    _STEPS: ("steps", "warmup", "cooldown"),
 }
 _RUN_RULES = {
     _AT_LEAST_1: ("micro_batches", "log_every", "save_every", "keep_checkpoints"),
     _NOT_NEGATIVE: ("dev_val", "max_bad_steps", "keep_every"),
+    _SIZE: ("micro_batches",),
+    _STEPS: ("steps", "log_every", "save_every", "keep_checkpoints", "dev_val", "max_bad_steps", "keep_every"),
+    _INT64: ("seed",),
 }
 
 
 def _check(config: TrainConfig) -> None:
-    _obey(config, _RUN_RULES, "")
     for section, rules in _RULES.items():
         _obey(getattr(config, section), rules, f"{section}.")
     for i, stage in enumerate(config.stages):
@@ -281,17 +295,19 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"stages[{i}].name must be of 1 to 40 letters, digits, _ . or -, got {stage.name!r}")
         if stage.conf_target not in CONF_TARGETS:
             raise ConfigError(f"stages[{i}].conf_target must be one of {', '.join(CONF_TARGETS)}")
-        if stage.batch_size % config.micro_batches:
+        if stage.batch_size % max(config.micro_batches, 1):
             raise ConfigError(
                 f"stages[{i}].batch_size {stage.batch_size} is no multiple of micro_batches {config.micro_batches}"
             )
+    _obey(config, _RUN_RULES, "")
 
 
 def _obey(section: Any, rules: dict, where: str) -> None:
     for (words, holds), names in rules.items():
         for name in names:
             if not holds(getattr(section, name)):
-                raise ConfigError(f"{where}{name} {words}, got {getattr(section, name)}")
+                # Of a number without end the first digits will do.
+                raise ConfigError(f"{where}{name} {words}, got {getattr(section, name)!r:.40}")
 
 
 def _override(data: dict, override: str) -> None:

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from wireframe.errors import WireframeError
 from wireframe.files import atomic_write
+from wireframe.train.loss import Losses
 
 
 class RunLog:
@@ -44,7 +45,7 @@ class RunLog:
         pace = (now - self._clock) / max(step - self._clock_step, 1)
         self._clock, self._clock_step = now, step
         self._write({"step": step, **fields, "seconds_per_step": round(pace, 5)})
-        terms = {name: f"{fields[name]:.4f}" for name in ("total", "match", "conf", "endpoint")}
+        terms = {name: f"{fields[name]:.4f}" for name in Losses._fields}
         self._bar.set_postfix(stage=fields["stage"], **terms)
 
     def event(self, step: int, event: str, **fields: object) -> None:

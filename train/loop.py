@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from wireframe.checkpoint import tensor_sha256
 from wireframe.errors import CheckpointError, ConfigError
 from wireframe.files import atomic_write
 from wireframe.kernels.determinism import deterministic, prepare_process
@@ -25,6 +26,7 @@ from wireframe.train.data import TrainingSet, load_training_sets
 from wireframe.train.log import RunLog
 from wireframe.train.made_rows import MadeRows
 from wireframe.train.ranks import Ranks, join_ranks
+from wireframe.train.restoring import optimizer_tensors
 from wireframe.train.stage_end import finish_stage
 from wireframe.train.step import StepResult, make_optimizer, train_step
 from wireframe.train.stopping import GaveUp, Stopped, StopRequest
@@ -110,12 +112,20 @@ def train(
         optimizer = make_optimizer(model, config.optimizer)
         fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
         state = _begin(config, out, first, init, model, optimizer, fingerprints, say)
+        if ranks.size > 1:
+            tensors = [model.state_dict(), optimizer_tensors(model, optimizer)]
+            ranks.agree(json.dumps([state, fingerprints, config.to_dict(), *map(tensor_sha256, tensors)]))
         end = config.stage_start(last + 1)
         path = out / "log.jsonl" if ranks.is_first else None
         with RunLog(path, state.step, end, config.log_every, progress) as log:
             run = Run(config, sets, fingerprints, out, model, optimizer, ranks, request, log, evaluate, progress)
             if state.step > config.stage_start(first):
                 log.event(state.step, "resumed")
+            if stop_after is not None and stop_after <= config.stage_start(first):
+                raise ConfigError(
+                    f"--stop-after {stop_after} lies before stage {first + 1}, which begins at step {state.step}; it "
+                    "counts the steps of the whole run"
+                )
             return _run_stages(run, state, range(first, last + 1), min(end, stop_after or end))
 
 
@@ -206,7 +216,7 @@ def _run_stage(run: Run, state: State, index: int, last: int) -> State:
     begin, end = config.stage_start(index), config.stage_start(index + 1)
     rows = run.set_of(stage)
     requests = _requests(run, rows, index, state.step, last)
-    bad: list[dict] = []
+    bad: dict[int, StepResult] = {}
     with contextlib.closing(rows.batches(requests, config.seed, config.augment, stage.points)) as batches:
         while state.step < last:
             step = state.step
@@ -218,12 +228,11 @@ def _run_stage(run: Run, state: State, index: int, last: int) -> State:
             state = State(step + 1, 0 if result.applied else state.bad_steps + 1, state.start)
             fields = {"stage": stage.name, **result.means(), "grad_norm": result.grad_norm, "lr": lr}
             run.log.step(state.step, {**fields, "bad_steps": state.bad_steps})
-            if result.applied:
-                bad = []
-            else:
-                bad.append(_describe_bad(rows, config, index, step, result))
-                run.log.event(state.step, "bad step", scenes=bad[-1]["scenes"])
-                _give_up(run, state, bad)
+            if not result.applied:
+                bad[step] = result
+                run.log.event(state.step, "bad step", scenes=_scenes_of(run, step))
+                if state.bad_steps > config.max_bad_steps:
+                    raise _gave_up(run, state, bad)
             if state.step % config.save_every == 0 or state.step in (end, last) or result.stop:
                 run.save(state)
             if result.stop and state.step < end:
@@ -247,30 +256,34 @@ def _stopped(run: Run, state: State) -> Stopped:
     return Stopped(f"stopped after step {state.step}, saved in {folder}; the same command goes on from there")
 
 
-def _describe_bad(rows: TrainingSet, config: TrainConfig, index: int, step: int, result: StepResult) -> dict:
-    """A skipped step: its scenes with their losses, as text where they are not finite."""
-    stage = config.stages[index]
-    start = (step - config.stage_start(index)) * stage.batch_size
-    ids = [rows.order_ids[row] for row in rows.order(config.seed, index, start, stage.batch_size)]
-    losses = [float(value) for value in result.losses[:, 0]]
-    return {
-        "step": step,
-        "stage": stage.name,
-        "grad_norm": str(result.grad_norm),
-        "scenes": ids,
-        "losses": [value if np.isfinite(value) else str(value) for value in losses],
-    }
+def _scenes_of(run: Run, step: int) -> list[str]:
+    """The ids of the scenes of a step's batch."""
+    index, local = run.config.stage_at(step)
+    stage = run.config.stages[index]
+    rows = run.set_of(stage)
+    order = rows.order(run.config.seed, index, local * stage.batch_size, stage.batch_size)
+    return [rows.order_ids[row] for row in order]
 
 
-def _give_up(run: Run, state: State, bad: list[dict]) -> None:
-    if state.bad_steps <= run.config.max_bad_steps:
-        return
+def _gave_up(run: Run, state: State, known: dict[int, StepResult]) -> GaveUp:
+    """Writes which scenes the skipped steps had, with their losses where this process knows them."""
     path = run.out / "bad-steps.json"
     if run.ranks.is_first:
         with atomic_write(path) as file:
-            file.write(json.dumps(bad, indent=1).encode())
-    raise GaveUp(
+            steps = range(state.step - state.bad_steps, state.step)
+            file.write(json.dumps([_describe(run, step, known.get(step)) for step in steps], indent=1).encode())
+    return GaveUp(
         f"{state.bad_steps} steps in a row up to step {state.step} had a loss or gradient that is not finite; {path} "
-        f"names their scenes; go on with another --out from an older checkpoint (--init), a lower learning rate, or "
-        f"without these scenes (--exclude)"
+        "names their scenes; leave them out (--exclude) or lower the learning rate, with another --out and --init from "
+        "an older checkpoint (its stage then begins anew)"
     )
+
+
+def _describe(run: Run, step: int, result: StepResult | None) -> dict:
+    """A skipped step; what is not finite stands as text."""
+    stage = run.config.stages[run.config.stage_at(step)[0]]
+    about = {"step": step, "stage": stage.name, "scenes": _scenes_of(run, step)}
+    if result is None:
+        return about
+    losses = [value if np.isfinite(value) else str(value) for value in result.losses[:, 0].tolist()]
+    return {**about, "losses": losses, "grad_norm": str(result.grad_norm)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import os
 from collections.abc import Iterator
 
@@ -53,6 +54,23 @@ class Ranks:
         parts = [torch.empty_like(staged) for _ in range(self.size)]
         dist.all_gather(parts, staged.contiguous())
         return torch.cat(parts).to(self.device)
+
+    def agree(self, begun: str) -> None:
+        """Makes sure that every process begins with the same.
+
+        Args:
+            begun: what this one begins with, as text.
+
+        Raises:
+            ConfigError: another process's differs.
+        """
+        digest = hashlib.sha256(begun.encode()).digest()[:8]
+        mine = torch.tensor([int.from_bytes(digest, "big", signed=True)], device=self.device)
+        if (self.gather(mine) != mine).any():
+            raise ConfigError(
+                "the ranks do not begin alike: they need one --out, --data and --init that all of them see, and a "
+                "newest checkpoint that all of them can read"
+            )
 
     def wait(self) -> None:
         """Returns when every process has come here."""

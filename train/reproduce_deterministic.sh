@@ -8,5 +8,7 @@ if [ "${1:-}" = --smoke ]; then smoke=(--smoke); shift; fi
 out=${1:-out/reproduce-deterministic}
 for run in first second; do
     bash "$here/reproduce.sh" "${smoke[@]}" "$out/$run"
+    # One download is enough.
+    export DATA_2048=${DATA_2048:-$out/$run/data/2048} DATA_4096=${DATA_4096:-$out/$run/data/4096}
 done
 "${PYTHON:-python3}" -m wireframe verify "$out/first/run" "$out/second/run"

@@ -68,12 +68,14 @@ def train_step(
     gradients = ranks.gather(torch.stack([gradient for gradient, _ in found]))
     # [micro-batches, scenes + 1, terms]: the last row says whether to stop.
     told = torch.stack([torch.cat([losses, torch.full_like(losses[:1], float(stop))]) for _, losses in found])
-    told = ranks.gather(told).cpu()
-    losses, stop = told[:, :-1].flatten(0, 1), bool(told[:, -1].any())
+    told = ranks.gather(told)
     gradient = tree_sum(gradients)
     norm = torch.linalg.vector_norm(gradient)
-    grad_norm = norm.item()
-    applied = bool(torch.isfinite(losses).all()) and torch.isfinite(norm).item()
+    # One wait for the device a step.
+    host = torch.cat([told.flatten(), norm.reshape(1)]).cpu()
+    told, grad_norm = host[:-1].view(told.shape), host[-1].item()
+    losses, stop = told[:, :-1].flatten(0, 1), bool(told[:, -1].any())
+    applied = bool(torch.isfinite(host).all())
     if applied:
         limit = config.optimizer.grad_clip
         _apply(model, optimizer, gradient * (limit / (norm + 1e-6)).clamp(max=1.0), lr)
