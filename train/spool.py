@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wireframe.errors import ShardError, WireframeError, one_line
-from wireframe.files import sync, write_synced
+from wireframe.files import only_process, sync, write_synced
 from wireframe.train.rows import RowLayout
 from wireframe.train.sources import PackedRow
 
@@ -179,7 +179,7 @@ def open_spool(
     target = folder / f"rows-{key[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_process(folder / ".lock"):
             if target.exists():
                 try:
                     return Spool(target, key, layout, device)
@@ -193,16 +193,6 @@ def open_spool(
             f"it takes {count * layout.bytes / 1e9:.2f} GB"
         ) from None
     return Spool(target, key, layout, device)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes when the process ends, however it ends."""
-    import fcntl
-
-    with open(folder / ".lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from wireframe.errors import ConfigError
+
+# What a file system answers that knows no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
 
 def check_target(path: str | os.PathLike) -> Path:
     """The regular file behind ``path`` (links followed), there or not yet.
@@ -52,6 +57,53 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_process(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of the file ``path`` while the ``with`` block runs: one process, and one block, at a time.
+
+    The lock goes when the process ends, however it ends; the file stays, since removing it would let two processes
+    lock two files of one name. On a file system without locks nothing is locked.
+
+    Args:
+        path: made where it is not there; its folder must be.
+        wait: for the one that holds it; else BlockingIOError.
+
+    Raises:
+        BlockingIOError: it is held, and ``wait`` is False. OSError: the file cannot be made.
+    """
+    import fcntl
+
+    with open(path, "ab") as file:
+        locked = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as problem:
+            if problem.errno not in _NO_LOCKS:
+                raise
+            locked = False
+        try:
+            yield
+        finally:
+            if locked:
+                # Closing would not do: a child that was forked meanwhile has the file open, too.
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def sole_process(path: str | os.PathLike, who: str) -> Iterator[None]:
+    """``only_process`` that does not wait; ``who`` is what the other process does, "trains into RUN".
+
+    Raises:
+        ConfigError: another process holds the lock. OSError: the file cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_process(path, wait=False))
+        except BlockingIOError:
+            raise ConfigError(f"another process {who}; wait until it has ended, or end it") from None
+        yield
 
 
 def write_synced(path: str | os.PathLike, data: bytes) -> None:
