@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,25 @@ def test_rows_that_vanish_from_the_disk_are_one_line(rows, tmp_path):
     with pytest.raises(ShardError, match=r"rows\.npy: cannot be read \(it ends within row \d+\); delete"):
         list(batches)
     assert readers() == []
+
+
+@pytest.mark.parametrize("place", [0.3, 0.999])
+def test_a_bit_that_flips_on_the_disk_is_one_line_and_not_trained_on(rows, tmp_path, place):
+    load_one(rows, stream=True, spool=tmp_path)
+    (path,) = tmp_path.glob("rows-*/rows.npy")
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 16
+    path.write_bytes(data)
+    streamed = load_one(rows, stream=True, spool=tmp_path)
+    batches = streamed.batches([(step, np.array([step])) for step in range(11)], 0, AugmentConfig())
+    broken = (
+        rf"^{path}: row \d+ is not what was written \(its SHA-256 differs\); delete {path.parent} to write it again$"
+    )
+    with pytest.raises(ShardError, match=broken):
+        list(batches)
+    assert readers() == []
+    shutil.rmtree(path.parent)
+    assert len(load_one(rows, stream=True, spool=tmp_path).batch(0, 0, np.arange(11), AugmentConfig()).target) == 11
 
 
 def test_a_spool_is_found_again_and_its_rows_are_not_decoded_twice(rows, training, tmp_path, monkeypatch):

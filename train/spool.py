@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wireframe.errors import ShardError, WireframeError, one_line
 from wireframe.files import only_process, sync, write_synced
-from wireframe.train.rows import RowLayout
+from wireframe.train.rows import RowLayout, row_digest
 from wireframe.train.sources import PackedRow
 
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ class Spool:
     """The rows of a training set in one file ``rows.npy``, uint8 [N, R], beside ``index.json``.
 
     Attributes:
-        order_ids, digests: of the rows, in the order of the file.
+        order_ids, digests: of the rows, in the order of the file; every row read is checked against its digest.
         device: where ``fetch`` puts rows.
     """
 
@@ -87,9 +87,10 @@ class Spool:
         """Rows int64 [B] of the file as uint8 [B, R] on the device; for CUDA through pinned memory, without waiting.
 
         Raises:
-            ShardError: they cannot be read.
+            ShardError: they cannot be read, or are not what was written.
         """
         host = torch.empty(len(index), self._bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+        file, advice = self._folder / _ROWS, f"delete {self._folder} to write it again"
         try:
             for row, position in zip(host.numpy(), index.tolist()):
                 # Not a memory map: there a disk that fails ends the process without a word.
@@ -97,9 +98,11 @@ class Spool:
                 if read != self._bytes:
                     raise OSError(errno.EIO, f"it ends within row {position}")
         except OSError as problem:
-            raise ShardError(
-                f"{self._folder / _ROWS}: cannot be read ({problem.strerror}); delete {self._folder} to write it again"
-            ) from None
+            raise ShardError(f"{file}: cannot be read ({problem.strerror}); {advice}") from None
+        for row, position in zip(host.numpy(), index.tolist()):
+            # Files lie for weeks and disks flip bits: trained on, those would change the run without a word.
+            if row_digest(self.order_ids[position], row) != self.digests[position]:
+                raise ShardError(f"{file}: row {position} is not what was written (its SHA-256 differs); {advice}")
         return host.to(self.device, non_blocking=True)
 
     def fetch_all(self, requests: Iterable[Item], index: Callable[[Item], np.ndarray]) -> Iterator[tuple[Item, Tensor]]:
