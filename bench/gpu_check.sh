@@ -3,6 +3,7 @@
 #   bash bench/gpu_check.sh            results go to bench/results
 #   OUT=folder PYTHON=python3.12 bash bench/gpu_check.sh
 #   bash bench/gpu_check.sh kernels attention      these steps alone
+#   bash bench/gpu_check.sh contract fingerprint   training by the contract, and its bits: three minutes, by name only
 # Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest and a C++ compiler; no network, and nothing is
 # installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
@@ -121,9 +122,33 @@ kernels() {
     return "$failed"
 }
 
+# Most of the time of these tests is starting processes. They share the GPU.
+contract() {
+    local process processes=() failed=0 scratch part parts=("test_a_ or test_b_ or test_c_" "test_d_ or signal" "killed")
+    scratch=$(mktemp -d) || return
+    trap 'parts_said "$scratch"; exit 143' TERM
+    for part in "${!parts[@]}"; do
+        gpu_tests tests/test_contract.py --durations=3 -k "${parts[part]}" > "$scratch/$part" 2>&1 &
+        processes+=($!)
+    done
+    gpu_tests tests/test_gpu_dropout.py tests/test_train_data.py tests/test_checkpoints.py > "$scratch/rest" 2>&1 &
+    processes+=($!)
+    for process in "${processes[@]}"; do
+        wait "$process" || failed=$?
+    done
+    parts_said "$scratch"
+    return "$failed"
+}
+
+# The rows of the README's table; it needs pyarrow and safetensors.
+fingerprint() {
+    "$PYTHON" -m wireframe verify --rerun smoke --steps 3 --device cuda --threads 1 &&
+        "$PYTHON" -m wireframe verify --rerun base --steps 3 --device cuda --threads 8
+}
+
 # timeout starts programs, not functions.
 export PYTHON
-export -f machine build gpu_tests parts_said kernels
+export -f machine build gpu_tests parts_said kernels contract fingerprint
 
 cuda=unknown
 step machine 15 bash -c machine
@@ -138,6 +163,10 @@ step attention 125 "$PYTHON" -m wireframe.bench.attention --seconds 90 --out "$R
 step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$ROWS"
 step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
 step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
+
+for by_name in contract fingerprint; do
+    [[ $wanted == *" $by_name "* ]] && step "$by_name" 200 bash -c "$by_name"
+done
 
 say "results: $OUT"
 exit "$failed"
