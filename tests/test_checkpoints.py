@@ -317,19 +317,46 @@ def test_corrupt_ones_do_not_count_among_those_to_keep(tmp_path):
     assert kept(tmp_path) == [6, 9]
 
 
-def test_a_valid_checkpoint_is_not_written_again_and_a_corrupt_one_is(run):
+def test_an_equal_checkpoint_is_not_written_again_and_a_corrupt_one_is(run, monkeypatch):
     path = run / "checkpoints" / "step-00000003"
-    number, before = path.stat().st_ino, contents(path)
     ours = small_run()
+    checkpoints.load(path, *ours, settings(), DATA)
+    number, before = path.stat().st_ino, contents(path)
     assert save(run, 3, *ours) == path and path.stat().st_ino == number and contents(path) == before
+    # It was made where its environment says, not where it is saved again.
+    monkeypatch.setattr(checkpoints, "environment", lambda _: {"torch": "another"})
+    assert save(run, 3, *ours) == path and path.stat().st_ino == number and contents(path) == before
+    monkeypatch.undo()
     (path / "more").write_text("x")
     save(run, 3, *ours)
-    assert path.stat().st_ino != number and newest(run) == ("step-00000003", [])
+    assert path.stat().st_ino != number and newest(run) == ("step-00000003", []) and contents(path) == before
     # Also where the folder's place is taken by something else.
     shutil.rmtree(path)
     path.write_text("x")
     save(run, 3, *ours)
     assert newest(run) == ("step-00000003", []) and kept(run) == [1, 2, 3]
+
+
+def test_a_valid_checkpoint_of_another_history_is_replaced(run):
+    # It was passed over for an error that went by, and training came there again on another way.
+    model, optimizer = small_run()
+    advance(model, optimizer, 99)
+    save(run, 3, model, optimizer)
+    read, moments = small_run(1)
+    checkpoints.load(run / "checkpoints" / "step-00000003", read, moments, settings(), DATA)
+    assert all(map(torch.equal, read.state_dict().values(), model.state_dict().values()))
+    checkpoints.save(run, State(3, 7, None), model, optimizer, settings(), DATA)
+    found = checkpoints.load(run / "checkpoints" / "step-00000003", read, moments, settings(), DATA)
+    assert found.bad_steps == 7 and newest(run) == ("step-00000003", [])
+
+
+def test_none_is_dropped_while_steps_are_skipped(tmp_path):
+    ours, config = small_run(), settings(keep_checkpoints=1)
+    for step, bad_steps in ((1, 0), (2, 1), (3, 2)):
+        checkpoints.save(tmp_path, State(step, bad_steps, None), *ours, config, DATA)
+    assert kept(tmp_path) == [1, 2, 3]
+    checkpoints.save(tmp_path, State(5, 0, None), *ours, config, DATA)
+    assert kept(tmp_path) == [5]
 
 
 def test_equal_runs_write_equal_bytes(tmp_path):
@@ -366,9 +393,7 @@ def program(*arguments, before=()):
     root = Path(wireframe.__file__).resolve().parents[1]
     path = os.pathsep.join([str(root), str(Path(__file__).parent)])
     command = [*before, sys.executable, "-m", "checkpoint_cases", *map(str, arguments)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

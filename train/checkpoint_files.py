@@ -57,6 +57,22 @@ def check_files(folder: Path) -> dict:
     Raises:
         CheckpointError: one line that names the first file that is missing, foreign, too large or altered.
     """
+    return _checked(folder)[0]
+
+
+def holds(folder: Path, contents: dict[str, bytes]) -> bool:
+    """Whether a valid checkpoint is there that has these contents; the environment it was made in does not count."""
+    try:
+        state, sums = _checked(folder)
+    except CheckpointError:
+        return False
+    ours = _parse_state(contents[STATE])
+    tensors = all(sums[name] == hashlib.sha256(contents[name]).hexdigest() for name in (MODEL, OPTIMIZER))
+    return tensors and {**state, "environment": None} == {**ours, "environment": None}
+
+
+def _checked(folder: Path) -> tuple[dict, dict[str, str]]:
+    """State and SHA-256 by name, of files that agree with their manifest."""
     with _explained(folder):
         _check_names(folder)
         sums = {}
@@ -68,7 +84,7 @@ def check_files(folder: Path) -> dict:
             sums[name] = digest.hexdigest()
         _compare(folder, sums)
         with _open(folder, STATE) as file:
-            return _parse_state(file.read(_LIMITS[STATE]))
+            return _parse_state(file.read(_LIMITS[STATE])), sums
 
 
 def read_files(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:

@@ -8,6 +8,7 @@ disk, and older ones are dropped only then: whatever happens, those that were th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from wireframe.train.checkpoint_files import (
     OPTIMIZER,
     STATE,
     check_files,
+    holds,
     is_checkpoint,
     read_files,
     write_files,
@@ -47,6 +49,7 @@ from wireframe.train.restoring import (
 )
 
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STRAY = re.compile(r"\.step-\d+\.(new|old)", re.ASCII)
 
 
@@ -79,10 +82,11 @@ def save(
     config: TrainConfig,
     data: Mapping[str, str],
 ) -> Path:
-    """Writes the checkpoint of ``state.step``, unless a valid one of that step is there, and drops those not to keep.
+    """Writes the checkpoint of ``state.step``, unless an equal one is there, and drops those not to keep.
 
-    Kept are the newest ``config.keep_checkpoints`` valid ones up to this step, every one at a multiple of
-    ``config.keep_every``, and the last one of each stage.
+    One of that step with other contents is replaced: it may be of another history, passed over when the run was
+    resumed. Kept are the newest ``config.keep_checkpoints`` valid ones up to this step, every one at a multiple of
+    ``config.keep_every``, and the last one of each stage; all while steps are being skipped.
 
     Args:
         data: fingerprint of the training set by number of points.
@@ -93,19 +97,22 @@ def save(
     final = folder(out, state.step)
     try:
         _make_parent(final.parent)
-        if _problem(final) is not None:
-            contents = {
-                MODEL: _encode(model.state_dict()),
-                OPTIMIZER: _encode(optimizer_tensors(model, optimizer)),
-                STATE: _encode_state(state, config, data, environment(model)),
-            }
+        contents = {
+            MODEL: _encode(model.state_dict()),
+            OPTIMIZER: _encode(optimizer_tensors(model, optimizer)),
+            STATE: _encode_state(state, config, data, environment(model)),
+        }
+        if not holds(final, contents):
             _put(final, contents)
     except OSError as problem:
+        advice = "make room" if problem.errno in _NO_ROOM else "mend that"
         raise CheckpointError(
             f"cannot save step {state.step} in {final.parent}: {problem.strerror}; the older checkpoints are as they "
-            "were: make room and run the same command again"
+            f"were: {advice} and run the same command again"
         ) from None
-    _drop_old(Path(out), state.step, config)
+    # What made the last steps not finite may be older than they are: the way back stays until one is good again.
+    if not state.bad_steps:
+        _drop_old(Path(out), state.step, config)
     return final
 
 
@@ -290,7 +297,7 @@ def _put(final: Path, contents: dict[str, bytes]) -> None:
         new.mkdir()
         write_files(new, contents)
         if os.path.lexists(final):
-            # A corrupt one: a folder with files in it cannot be renamed over.
+            # Corrupt, or of another history: a folder with files in it cannot be renamed over.
             os.rename(final, old)
         os.rename(new, final)
         sync(final.parent)
