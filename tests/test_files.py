@@ -12,7 +12,7 @@ import pytest
 
 import wireframe
 from wireframe.errors import ConfigError
-from wireframe.files import only_process, sole_process
+from wireframe.files import atomic_write, only_process, sole_process
 
 HOLDER = """
 import sys, time
@@ -97,3 +97,19 @@ def test_a_lock_that_cannot_be_made_is_an_error_of_the_system_and_one_within_is_
         pass
     with pytest.raises(BlockingIOError, match="within"), sole_process(lock, "works"):
         raise BlockingIOError("within")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_that_of_a_living_one_stays(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    strays = [f".log.jsonl.{gone.pid}.tmp", f".log.jsonl.{2**22 + 1}.tmp"]
+    others = [
+        f".log.jsonl.{os.getppid()}.tmp", ".log.jsonl.1.tmp", f".log2jsonl.{gone.pid}.tmp", f".other.{gone.pid}.tmp",
+        ".log.jsonl.-1.tmp", ".log.jsonl.0.tmp", f".log.jsonl.{10**30}.tmp", f"log.jsonl.{gone.pid}.tmp",
+    ]  # fmt: skip
+    for name in strays + others:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f".log.jsonl.{2**22 + 2}.tmp").mkdir()
+    with atomic_write(tmp_path / "log.jsonl") as file:
+        file.write(b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, f".log.jsonl.{2**22 + 2}.tmp", "log.jsonl"])

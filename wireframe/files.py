@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -37,13 +38,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file that takes its name only when the ``with`` block ends without an exception.
 
     The bytes go to a temporary file in the same folder, are synced to disk and renamed; on an exception nothing is
-    left behind and an older file of that name stays.
+    left behind and an older file of that name stays. What a process that was killed had left of it is removed.
 
     Raises:
         OSError: see ``check_target``, or the file cannot be written; it names ``path``.
     """
     target = check_target(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove_strays(target)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -57,6 +59,27 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise OSError(problem.errno, problem.strerror, os.fspath(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_strays(target: Path) -> None:
+    """Removes temporary files of the target whose process is not there any more, as far as they can be."""
+    name = re.compile(re.escape(f".{target.name}.") + r"([1-9]\d{0,8})\.tmp", re.ASCII)
+    with contextlib.suppress(OSError):
+        for found in filter(None, map(name.fullmatch, os.listdir(target.parent))):
+            if not _is_alive(int(found.group(1))):
+                with contextlib.suppress(OSError):
+                    target.with_name(found.group()).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is another user's.
+        return True
+    return True
 
 
 @contextlib.contextmanager
