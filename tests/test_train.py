@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from scenes import random_scene
 from wireframe.errors import CheckpointError, ConfigError
+from wireframe.files import sole_process
 from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver
 from wireframe.samples import write_parquet, write_sample
@@ -290,6 +291,12 @@ def test_excluded_scenes_are_not_trained_on(data, finished, tmp_path):
     assert not same(weights(model), weights(finished))
     with pytest.raises(CheckpointError, match="other data"):
         train(settings(), data, tmp_path, progress=False)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(data, tmp_path):
+    with sole_process(tmp_path / ".lock", "tests"), pytest.raises(ConfigError, match=r"another process trains into .*"):
+        train(settings(), data, tmp_path, progress=False)
+    train(settings(), data, tmp_path, progress=False, stop_after=1)
 
 
 def test_no_cuda_device_is_one_line(data, tmp_path):

@@ -16,7 +16,7 @@ import torch
 
 from wireframe.checkpoint import tensor_sha256
 from wireframe.errors import CheckpointError, ConfigError
-from wireframe.files import atomic_write
+from wireframe.files import atomic_write, sole_process
 from wireframe.kernels.determinism import deterministic, prepare_process
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
@@ -103,7 +103,12 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     if device != "cpu":
         prepare_process()
-    with join_ranks(device) as ranks, StopRequest() as request, deterministic(ranks.device.type):
+    with contextlib.ExitStack() as held:
+        ranks = held.enter_context(join_ranks(device))
+        if ranks.is_first:
+            held.enter_context(sole_process(out / ".lock", f"trains into {out}"))
+        request = held.enter_context(StopRequest())
+        held.enter_context(deterministic(ranks.device.type))
         ranks.share(config.micro_batches)
         say = _say if ranks.is_first else lambda line: None
         first, last = stages or (0, len(config.stages) - 1)
