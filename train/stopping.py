@@ -23,16 +23,23 @@ class GaveUp(WireframeError):
     exit_status = 5
 
 
+class _BrokenOff(BaseException):
+    """A signal in a block that is broken off; nobody's handler for bad input takes it for a scene's fault."""
+
+
 class StopRequest:
     """While used as a context manager, remembers SIGTERM and SIGINT; a second SIGINT ends the process at once.
 
-    ``asked`` is read between steps. Inside ``with request.raising():`` a signal raises ``Stopped`` where it arrives:
-    for work that may be broken off anywhere. Outside the main thread no signal can be caught; ``asked`` stays False.
+    ``asked`` is read between steps. A block ``with request.raising(line):`` is broken off where the signal arrives, and
+    ends in ``Stopped(line)``: for work that may be broken off anywhere. Outside the main thread no signal can be
+    caught; ``asked`` stays False.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._raise = False
+        # What to say when the block that is being worked at is broken off; None outside of one.
+        self._line: str | None = None
+        self._breaks = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -45,28 +52,39 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, _BrokenOff):
+            # It came while a block was being left.
+            raise Stopped(str(error)) from None
 
-    def raising(self) -> _Raising:
-        """A block that a signal breaks off with ``Stopped``."""
-        return _Raising(self)
+    def raising(self, line: str) -> _Raising:
+        """A block that a signal breaks off: it ends in ``Stopped(line)``, at once where the signal came before it."""
+        return _Raising(self, line)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        if self._raise:
-            raise Stopped("stopped by a signal")
+        if self._breaks:
+            # Only once: what is being cleaned up must not be broken off.
+            self._breaks = False
+            raise _BrokenOff(self._line)
 
 
 class _Raising:
-    def __init__(self, request: StopRequest) -> None:
-        self._request = request
+    def __init__(self, request: StopRequest, line: str) -> None:
+        self._request, self._line = request, line
 
     def __enter__(self) -> None:
-        self._request._raise = True
-        if self._request.asked:
-            self.__exit__()
-            raise Stopped("stopped by a signal")
+        request = self._request
+        if request.asked:
+            raise Stopped(self._line)
+        request._line, request._breaks = self._line, True
 
-    def __exit__(self, *_: object) -> None:
-        self._request._raise = False
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        request = self._request
+        request._breaks = False
+        # Where a finaliser was running, or somebody catches everything, the interpreter has swallowed the exception.
+        if request.asked and (error is None or isinstance(error, (Exception, _BrokenOff))):
+            raise Stopped(self._line) from (None if isinstance(error, _BrokenOff) else error)

@@ -154,8 +154,10 @@ def _print_failures(what: str, failures) -> None:
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
-    command.add_argument("--config", type=Path, help="JSON whose graph section counts (default: the model's)")
-    command.add_argument("--threshold", type=probability, help="confidence to exceed (default: its own)")
+    command.add_argument(
+        "--config", type=Path, help="JSON whose graph section counts (default: graph.json beside the model, else base)"
+    )
+    command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")
     command.add_argument("--limit", type=positive, help="only the first scenes")
 
 
@@ -165,9 +167,12 @@ def _load_model(arguments: argparse.Namespace):
 
     from wireframe.assets import DEMO_MODEL
     from wireframe.perceiver import Perceiver
+    from wireframe.pretrained import read_graph
     from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
 
-    graph = load_config(arguments.config or (BASE_CONFIG if arguments.model else DEMO_CONFIG)).graph
+    graph = read_graph(arguments.model) if arguments.model and not arguments.config else None
+    if graph is None:
+        graph = load_config(arguments.config or (BASE_CONFIG if arguments.model else DEMO_CONFIG)).graph
     if arguments.threshold is not None:
         graph = dataclasses.replace(graph, confidence=arguments.threshold)
     return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL), graph

@@ -28,7 +28,7 @@ from wireframe.scene_source import Failure, SceneSource
 from wireframe.scoring import Outcome, require_hoho, summarise
 from wireframe.splits import DEV_VAL
 
-__all__ = ["Evaluation", "Failure", "Threshold", "evaluate", "format_summary", "predict_file"]
+__all__ = ["Evaluation", "Failure", "Threshold", "evaluate", "format_summary", "predict_file", "scored_with"]
 
 
 class Threshold(NamedTuple):
@@ -117,6 +117,7 @@ def evaluate(
     threshold_scenes: int = 128,
     sheet: str | os.PathLike | None = None,
     worst: int = 20,
+    whole: bool = False,
 ) -> Evaluation:
     """Predicts and scores every scene of ``source`` (raw tars, or Parquet shards of sampled rows).
 
@@ -134,11 +135,12 @@ def evaluate(
         out: JSON file for the scores of every scene, None for none.
         thresholds: confidences at which the scenes of the first ``threshold_scenes`` rows are scored too.
         sheet: PNG file for a picture of the ``worst`` scenes, None for none.
+        whole: all scenes or no result: where a shard breaks off that is raised, and ``out`` + ".partial" stays.
 
     Raises:
-        ShardError: the source holds no shard, or none of the split. ScoreError: no scene can be scored. ConfigError: a
-            threshold is no probability, or a split of raw scenes. MissingPackageError: no hoho2025, or no matplotlib
-            for the sheet. OSError: a file cannot be written.
+        ShardError: the source holds no shard, or none of the split, or is not ``whole``. ScoreError: no scene can be
+            scored. ConfigError: a threshold is no probability, or a split of raw scenes. MissingPackageError: no
+            hoho2025, or no matplotlib for the sheet. OSError: a file cannot be written.
     """
     require_hoho()
     if sheet is not None:
@@ -150,15 +152,10 @@ def evaluate(
         if path is not None:
             check_target(path).parent.mkdir(parents=True, exist_ok=True)
     reading = SceneSource(
-        source, model.config.num_points, split=split, dev_val=dev_val, limit=limit, workers=workers
+        source, model.config.num_points, split=split, dev_val=dev_val, limit=limit, workers=workers, whole=whole
     )
-    settings = {
-        "model": tensor_sha256(model.state_dict()),
-        "graph": _plain(dataclasses.asdict(graph)),
-        "thresholds": list(thresholds),
-        "threshold_scenes": threshold_scenes,
-    }
-    about = {**settings, "source": reading.identity(), "software": _software(model)}
+    settings = _settings(model, graph, thresholds, threshold_scenes)
+    about = {**settings, "source": reading.identity()}
     with PartialScores(None if out is None else Path(f"{os.fspath(out)}.partial"), about) as partial:
         with _eval_mode(model):
             found = score_scenes(
@@ -174,10 +171,29 @@ def evaluate(
             contact_sheet(items, sheet)
         if out is not None:
             with atomic_write(out) as file:
-                head = {**about, "source": reading.describe()}
+                head = {**settings, "source": reading.describe()}
                 file.write(json.dumps({**head, **_as_json(result)}, indent=1).encode())
         partial.finish()
     return result
+
+
+def scored_with(
+    source: str | os.PathLike,
+    model: Perceiver,
+    graph: GraphConfig = GraphConfig(),
+    *,
+    split: str | None = None,
+    dev_val: int = DEV_VAL,
+    thresholds: Sequence[float] = (),
+    threshold_scenes: int = 128,
+) -> dict:
+    """What such an evaluation's ``out`` says its scores are of: scores under other values are of something else.
+
+    Plain JSON values: "model" (``tensor_sha256``), "graph", "thresholds", "threshold_scenes", "software", "source".
+    Arguments and errors are those of ``evaluate``.
+    """
+    reading = SceneSource(source, model.config.num_points, split=split, dev_val=dev_val)
+    return {**_settings(model, graph, thresholds, threshold_scenes), "source": reading.describe()}
 
 
 def format_summary(result: Evaluation) -> str:
@@ -192,6 +208,16 @@ def format_summary(result: Evaluation) -> str:
     if result.worst:
         lines.append(f"  worst: {', '.join(map(printable, result.worst))}")
     return "\n".join(lines)
+
+
+def _settings(model: Perceiver, graph: GraphConfig, thresholds: Sequence[float], threshold_scenes: int) -> dict:
+    return {
+        "model": tensor_sha256(model.state_dict()),
+        "graph": _plain(dataclasses.asdict(graph)),
+        "thresholds": list(thresholds),
+        "threshold_scenes": threshold_scenes,
+        "software": _software(model),
+    }
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""Models on disk: ``model.safetensors`` + ``config.json`` as huggingface_hub's mixin writes them, and ``.pt`` files."""
+"""Models on disk: ``model.safetensors`` + ``config.json`` as huggingface_hub's mixin writes them, and ``.pt`` files.
+
+``graph.json`` beside them says how the model's segments become a wireframe.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -17,14 +21,15 @@ import torch
 from torch import Tensor
 
 from wireframe.checkpoint import config_of_state, encode_checkpoint, fit_state, read_checkpoint
-from wireframe.errors import CheckpointError, MissingPackageError, one_line
-from wireframe.files import sync, write_synced
+from wireframe.errors import CheckpointError, ConfigError, MissingPackageError, one_line
+from wireframe.files import atomic_write, sync, write_synced
+from wireframe.graph import GraphConfig
 from wireframe.perceiver import PerceiverConfig
 
 if TYPE_CHECKING:
     from wireframe.perceiver import Perceiver
 
-WEIGHTS, CONFIG, PUBLISHED = "model.safetensors", "config.json", "checkpoint.pt"
+WEIGHTS, CONFIG, PUBLISHED, GRAPH = "model.safetensors", "config.json", "checkpoint.pt", "graph.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHT_BYTES = 4 << 30
 
@@ -68,6 +73,50 @@ def export_model(model: Perceiver, directory: Path, args: Mapping[str, object]) 
         if name.startswith(f".{directory.name}.") and name.endswith(_STAGING):
             shutil.rmtree(directory.parent / name, ignore_errors=True)
     _write_directory(directory, files)
+
+
+def save_graph(graph: GraphConfig, directory: Path) -> None:
+    """Writes ``graph.json`` into the directory of a model.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        with atomic_write(directory / GRAPH) as file:
+            file.write((json.dumps(dataclasses.asdict(graph), indent=2, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        raise CheckpointError(f"cannot write the model to {str(directory)!r}: {error.strerror}") from error
+
+
+def read_graph(source: str | os.PathLike) -> GraphConfig | None:
+    """The graph's settings beside a model on this machine; None where there are none.
+
+    Args:
+        source: as ``Perceiver.from_checkpoint`` takes it; of ``.pt`` files only ``checkpoint.pt`` in a model's folder
+            has them beside it.
+
+    Raises:
+        ConfigError: the file there is not what ``save_graph`` writes, or is over the limit.
+    """
+    directory = Path(source)
+    if directory.name == PUBLISHED and directory.is_file():
+        directory = directory.parent
+    path = directory / GRAPH
+    if not os.path.lexists(path):
+        return None
+    known = {field.name for field in dataclasses.fields(GraphConfig)}
+    try:
+        if not path.is_file():
+            raise ConfigError("it is not a regular file")
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"it is over the limit of {MAX_CONFIG_BYTES} bytes")
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict) or not values.keys() <= known:
+            raise ConfigError(f"it must be a JSON object of {', '.join(sorted(known))}")
+        return GraphConfig(**values)
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(one_line(f"{path} cannot be used: {reason}; --config gives other settings", 600)) from None
 
 
 def _model_files(model: Perceiver, dtype: torch.dtype | None) -> dict[str, bytes]:

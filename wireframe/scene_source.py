@@ -38,6 +38,7 @@ class SceneSource:
         split, dev_val: of sampled rows, as ``splits.iter_split_rows`` takes them.
         limit: only the first so many scenes.
         workers: threads that read ahead; with 1 nothing runs ahead.
+        whole: raise where the source breaks off, rather than give its end as a failure.
 
     Raises:
         ShardError: the source holds no shard, or none of the split. ConfigError: a split of raw scenes.
@@ -53,6 +54,7 @@ class SceneSource:
         dev_val: int = DEV_VAL,
         limit: int | None = None,
         workers: int = 1,
+        whole: bool = False,
     ) -> None:
         self.name = os.fspath(source)
         self.sampled = is_sampled(source) if sampled is None else sampled
@@ -60,7 +62,7 @@ class SceneSource:
             raise ConfigError(f"{self.name} holds raw scenes, which have no split {split!r}: leave it out")
         of = "train" if split == DEV_VAL_SPLIT else split
         self.shards = list_parquet(source, of) if self.sampled else list_shards(source)
-        self.split, self.dev_val, self.limit, self.workers = split, dev_val, limit, workers
+        self.split, self.dev_val, self.limit, self.workers, self.whole = split, dev_val, limit, workers, whole
         self._num_points = num_points
         # Several workers have a core each; one has those that the model does not use at that moment.
         self._threads = None if workers == 1 else 1
@@ -88,6 +90,9 @@ class SceneSource:
 
         Args:
             known: what it gives, unless None, stands in for the scene of (position, row), which is not read then.
+
+        Raises:
+            ShardError: the source breaks off, and was wanted whole.
         """
 
         def attempt(pair: tuple[int, dict]) -> tuple[int, SampledScene | Failure | Known]:
@@ -104,6 +109,8 @@ class SceneSource:
             with closing(in_order(attempt, enumerate(self._rows()), self.workers)) as pairs:
                 yield from pairs
         except ShardError as problem:
+            if self.whole:
+                raise
             yield None, Failure(self.name, str(problem))
 
     def _rows(self) -> Iterable[dict]:
