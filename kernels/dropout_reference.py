@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from wireframe import hashing
-from wireframe.kernels.checks import signed64
-from wireframe.kernels.tensor_hashing import fold_key, hash_sequence
+from wireframe.kernels.tensor_hashing import fold_key, hash_sequence, stream_keys
 
 # Values of the 16 bits that decide about one element; one hash holds four of them, the lowest first.
 LEVELS = 1 << 16
@@ -40,7 +39,7 @@ def step_keys(scene_keys: Tensor, seed: int, step: int | Tensor) -> Tensor:
             that a captured graph can advance it).
 
     Returns:
-        int64 [B], the bits of ``hashing._key(seed, scene, DROPOUT + step)``, on the device of ``scene_keys``.
+        int64 [B], the bits of ``hashing.key(seed, scene, DROPOUT + step)``, on the device of ``scene_keys``.
 
     Raises:
         TypeError, ValueError: arguments of other kinds.
@@ -58,8 +57,8 @@ def step_keys(scene_keys: Tensor, seed: int, step: int | Tensor) -> Tensor:
     elif not hasattr(step, "__index__"):
         raise TypeError(f"step_keys: step must be an integer, not {type(step).__name__}")
     else:
-        stream = signed64(hashing.DROPOUT + operator.index(step))
-    return fold_key(fold_key(scene_keys, signed64(hashing._key(seed))), stream)
+        stream = hashing.DROPOUT + operator.index(step)
+    return stream_keys(scene_keys, seed, stream)
 
 
 def dropout_factors(keys: Tensor, site: int, threshold: int, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wireframe import hashing
 from wireframe.kernels.checks import signed64
 
 _GOLDEN = signed64(0x9E3779B97F4A7C15)
@@ -16,8 +17,19 @@ _SECOND = signed64(0x94D049BB133111EB)
 
 
 def fold_key(keys: Tensor, part: int | Tensor) -> Tensor:
-    """Keys int64 [B] with one more part folded in, as ``hashing._key`` does; ``part`` in the range of int64."""
+    """Keys int64 [B] with one more part folded in, as ``hashing.key`` does; ``part`` in the range of int64."""
     return _mix((keys ^ part).add_(_GOLDEN))
+
+
+def stream_keys(keys: Tensor, seed: int, stream: int | Tensor) -> Tensor:
+    """int64 [B]: the bits of ``hashing.key(seed, scene, stream)`` for every scene.
+
+    Args:
+        keys: int64 [B], ``hashing.key_bits`` of the scenes; the results are on their device.
+        seed, stream: modulo 2^64; the stream also as an int64 tensor of no dimensions on the device of ``keys``.
+    """
+    part = stream if isinstance(stream, Tensor) else signed64(stream)
+    return fold_key(fold_key(keys, signed64(hashing.key(seed))), part)
 
 
 def hash_sequence(keys: Tensor, count: int) -> Tensor:

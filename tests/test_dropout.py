@@ -75,7 +75,7 @@ def test_the_keys_of_a_step_are_those_of_the_hash(step):
     bits = torch.from_numpy(np.array(scenes, dtype=np.uint64).view(np.int64))
     for seed in (0, 353, -1, 2**64 - 3):
         found = ops.step_keys(bits, seed, step)
-        wanted = [hashing._key(seed, scene, hashing.DROPOUT + int(step)) for scene in scenes]
+        wanted = [hashing.key(seed, scene, hashing.DROPOUT + int(step)) for scene in scenes]
         assert found.dtype == torch.int64 and [int(key) % 2**64 for key in found] == wanted
     assert bits.tolist() == np.array(scenes, dtype=np.uint64).view(np.int64).tolist()
     assert ops.step_keys(bits[:0], 1, step).shape == (0,)
@@ -113,14 +113,15 @@ def test_masks_and_results_are_those_of_the_hash_written_out(shape, p, impl):
 def test_the_reference_folds_all_parts_as_the_hash_folds_them():
     scene, seed, step, site = hashing.scene_key("a scene"), 353, 12, 5
     keys = ops.step_keys(torch.from_numpy(hashing.key_bits(["a scene"])), seed, step)
-    whole = hashing._key(seed, scene, hashing.DROPOUT + step, site)
+    whole = hashing.key(seed, scene, hashing.DROPOUT + step, site)
     words = [hashing._mix_int((whole + (i + 1) * hashing._GOLDEN) % 2**64) for i in range(50)]
     bits = np.array(words, dtype="<u8").view("<u2")
     factors = dropout_factors(keys, site, drop_threshold(0.3), 200)
     assert np.array_equal(factors[0].numpy() > 0, bits >= round(0.3 * 65536))
     # The sequence is that of hash64, whose key has three parts.
-    assert hashing.hash64(1, 2, 3, np.array([6])) == hashing._mix_int((hashing._key(1, 2, 3) + 7 * hashing._GOLDEN)
-                                                                       % 2**64)
+    assert hashing.hash64(1, 2, 3, np.array([6])) == hashing._mix_int(
+        (hashing.key(1, 2, 3) + 7 * hashing._GOLDEN) % 2**64
+    )
 
 
 def test_the_reference_gives_many_scenes_the_masks_it_gives_one():
@@ -304,9 +305,7 @@ def test_the_registered_operators_pass_opcheck(shape):
     x, branch, keys = randn(*shape).requires_grad_(), randn(*shape).requires_grad_(), random_keys(shape[0])
     torch.library.opcheck(torch.ops.wireframe.dropout_add.default, (x, branch, keys, 3, 6554))
     grad = randn(*shape)
-    torch.library.opcheck(
-        torch.ops.wireframe.dropout_add_backward.default, (grad, keys, 3, 6554, torch.float16)
-    )
+    torch.library.opcheck(torch.ops.wireframe.dropout_add_backward.default, (grad, keys, 3, 6554, torch.float16))
 
 
 @each_impl

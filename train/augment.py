@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from wireframe import hashing
-from wireframe.kernels.checks import signed64
-from wireframe.kernels.tensor_hashing import fold_key, hash_sequence
+from wireframe.kernels.tensor_hashing import hash_sequence, stream_keys
 from wireframe.train.config import AugmentConfig
 
 _LARGEST, _TOP_BIT = (1 << 63) - 1, -(1 << 63)
@@ -26,8 +25,7 @@ def scene_hashes(seed: int, scene_keys: Tensor, stream: int, count: int) -> Tens
     Args:
         scene_keys: int64 [B], ``hashing.key_bits`` of the scenes; the hashes come from its device.
     """
-    keys = fold_key(fold_key(scene_keys, signed64(hashing._key(seed))), signed64(stream))
-    return hash_sequence(keys, count)
+    return hash_sequence(stream_keys(scene_keys, seed, stream), count)
 
 
 def turns(seed: int, step: int, scene_keys: np.ndarray, augment: AugmentConfig) -> Tensor:

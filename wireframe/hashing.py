@@ -47,13 +47,13 @@ def _mix_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _key(*parts: int) -> int:
-    """Folds seed, scene and stream, each modulo 2^64, into one key."""
-    key = 0
+def key(*parts: int) -> int:
+    """Seed, scene and stream, each modulo 2^64, folded into one key: where their SplitMix64 sequence begins."""
+    folded = 0
     for part in parts:
         # NumPy's integers would overflow.
-        key = _mix_int(((key ^ (operator.index(part) & _MASK)) + _GOLDEN) & _MASK)
-    return key
+        folded = _mix_int(((folded ^ (operator.index(part) & _MASK)) + _GOLDEN) & _MASK)
+    return folded
 
 
 def hash64(seed: int, scene: int, stream: int, index: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def hash64(seed: int, scene: int, stream: int, index: np.ndarray) -> np.ndarray:
     """
     x = np.asarray(index).astype(np.uint64)
     with np.errstate(over="ignore"):
-        x = np.uint64(_key(seed, scene, stream)) + (x + np.uint64(1)) * np.uint64(_GOLDEN)
+        x = np.uint64(key(seed, scene, stream)) + (x + np.uint64(1)) * np.uint64(_GOLDEN)
         x ^= x >> np.uint64(30)
         x *= np.uint64(0xBF58476D1CE4E5B9)
         x ^= x >> np.uint64(27)
@@ -95,4 +95,4 @@ def uniform(seed: int, scene: int, stream: int, n: int) -> np.ndarray:
 
 def generator(seed: int, scene: int, stream: int) -> np.random.Generator:
     """A NumPy generator keyed like ``hash64``, for code that wants many kinds of draws in a fixed order."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, scene, stream)))
+    return np.random.Generator(np.random.Philox(key=key(seed, scene, stream)))
