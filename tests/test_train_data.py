@@ -13,6 +13,7 @@ from wireframe.errors import ConfigError, SampleError, ShardError
 from wireframe.fusion import fuse_views
 from wireframe.samples import read_sample, write_sample
 from wireframe.sampling import sample_points
+from wireframe.splits import iter_split_rows
 from wireframe.train import data as data_module
 from wireframe.train import resident
 from wireframe.train.augment import draw_points, scene_hashes, turn, turns
@@ -221,7 +222,6 @@ def test_dev_val_of_every_set_is_left_out_of_all_and_the_overlap_is_said(tmp_pat
     write(tmp_path / "large/a.parquet", large)
     sets, said = load(tmp_path / "small", tmp_path / "large", config=settings(dev_val=4))
     ids = [scene.order_id for scene in small]
-    assert sets[POINTS].dev_val_ids == tuple(ids[8:]) and sets[2 * POINTS].dev_val_ids == tuple(ids[6:10])
     assert sets[POINTS].order_ids == sets[2 * POINTS].order_ids == ids[:6]
     assert said[0] == (
         f"dev-val: the last 4 of 12 rows of {tmp_path}/small and the last 4 of 10 rows of {tmp_path}/large; "
@@ -236,7 +236,8 @@ def test_excluded_scenes_are_counted_and_dev_val_keeps_its_own(scenes, rows):
     ids = [scene.order_id for scene in scenes]
     sets, said = load(rows, config=settings(dev_val=3), exclude=frozenset([ids[0], ids[10], "nowhere", "else"]))
     found = sets[POINTS]
-    assert found.order_ids == ids[1:8] and found.dev_val_ids == tuple(ids[8:])
+    assert found.order_ids == ids[1:8]
+    assert said[0] == f"dev-val: the last 3 of 11 rows of {rows}"
     assert said[1] == "excluded: 2 of the 4 listed scenes are in the data"
 
 
@@ -276,7 +277,12 @@ def test_only_train_shards_of_the_hubs_layout_are_trained_on(scenes, tmp_path):
         write(tmp_path / "data" / f"{name}.parquet", part)
     sets, said = load(tmp_path, config=settings(dev_val=2))
     ids = [scene.order_id for scene in scenes]
-    assert sets[POINTS].order_ids == ids[:5] and sets[POINTS].dev_val_ids == tuple(ids[5:7])
+    # What is left out is what is scored, across shards.
+    assert sets[POINTS].order_ids == ids[:5]
+    assert [row["order_id"] for row in iter_split_rows(tmp_path, "dev-val", 2)] == ids[5:7]
+    sets, _ = load(tmp_path, config=settings(dev_val=5))
+    assert sets[POINTS].order_ids == ids[:2]
+    assert [row["order_id"] for row in iter_split_rows(tmp_path, "dev-val", 5)] == ids[2:7]
     assert not any("warning" in line for line in said)
     with pytest.raises(ShardError, match="no shard of the train split"):
         load(tmp_path / "data/validation-00000-of-00001.parquet")
@@ -329,8 +335,10 @@ def test_fused_scenes_train_too(tmp_path):
 def test_a_set_comes_from_the_hub(scenes, training, tmp_path, monkeypatch):
     huggingface_hub = pytest.importorskip("huggingface_hub")
     write(tmp_path / "a.parquet", scenes)
-    files = {"datasets/o/rows/data/train-00000-of-00001.parquet": (tmp_path / "a.parquet").read_bytes(),
-             "datasets/o/rows/data/validation-00000-of-00001.parquet": b"never read"}
+    files = {
+        "datasets/o/rows/data/train-00000-of-00001.parquet": (tmp_path / "a.parquet").read_bytes(),
+        "datasets/o/rows/data/validation-00000-of-00001.parquet": b"never read",
+    }
 
     class Files:
         def isfile(self, path):

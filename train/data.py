@@ -51,15 +51,11 @@ class TrainingSet:
         order_ids: list of N scene ids, sorted, so that the order of files on disk does not matter.
         points: T of the rows.
         source: where they come from, as ``wireframe.evaluate`` takes it; None for rows without files.
-        dev_val_ids: held-out rows of the source, in file order.
         device: where batches come; resident: whether the rows are there, or on disk.
     """
 
-    def __init__(
-        self, store: Resident | Spool, layout: RowLayout, source: str | None = None, dev_val_ids: Sequence[str] = ()
-    ):
-        self._store, self._layout = store, layout
-        self.source, self.dev_val_ids = source, tuple(dev_val_ids)
+    def __init__(self, store: Resident | Spool, layout: RowLayout, source: str | None = None):
+        self._store, self._layout, self.source = store, layout, source
         self.points, self.device, self.resident = layout.points, store.device, store.resident
         places = sorted(range(len(store.order_ids)), key=store.order_ids.__getitem__)
         self._places = np.array(places, dtype=np.int64)
@@ -112,9 +108,7 @@ class TrainingSet:
             self._epochs[key] = np.argsort(hashes, kind="stable")
         return self._epochs[key]
 
-    def batch(
-        self, seed: int, step: int, rows: np.ndarray, augment: AugmentConfig, points: int | None = None
-    ) -> Batch:
+    def batch(self, seed: int, step: int, rows: np.ndarray, augment: AugmentConfig, points: int | None = None) -> Batch:
         """The scenes ``rows``, augmented: a function of (seed, step, scene) alone for each of them.
 
         Args:
@@ -214,7 +208,7 @@ def load_training_sets(
     """
     say = say or _to_stderr
     opened = [open_source(source) for source in sources]
-    held_out = [source.ids[max(len(source.ids) - config.dev_val, 0) :] for source in opened]
+    held_out = [source.dev_val_ids(config.dev_val) for source in opened]
     left_out = _say_left_out(opened, held_out, exclude, config.dev_val, say)
     sets: dict[int, TrainingSet] = {}
     layouts: dict[int, RowLayout] = {}
@@ -222,11 +216,9 @@ def load_training_sets(
     for source, ids in zip(opened, wanted):
         layout = RowLayout(_points(source, ids, left_out - exclude), config.model.segments)
         if layout.points in layouts:
-            raise ConfigError(
-                f"two --data have rows of {layout.points} points; give one set for each number of points"
-            )
+            raise ConfigError(f"two --data have rows of {layout.points} points; give one set for each number of points")
         layouts[layout.points] = layout
-    for source, ids, held, layout in zip(opened, wanted, held_out, layouts.values()):
+    for source, ids, layout in zip(opened, wanted, layouts.values()):
         if gap := source.missing_shards():
             say(f"warning: {source.name} lacks the shard {gap}; a whole download has other rows and another dev val")
         store = _store(source, ids, layout, torch.device(device), stream, spool, say)
@@ -235,7 +227,7 @@ def load_training_sets(
                 f"{source.name} has no scene to train on: none of {len(ids)} has 1 to {layout.segments} edges; "
                 "raise model.segments"
             )
-        found = sets[layout.points] = TrainingSet(store, layout, source.path, held)
+        found = sets[layout.points] = TrainingSet(store, layout, source.path)
         place = f"on {found.device}" if found.resident else f"on disk in {spool}"
         unfit = len(ids) - len(found)
         say(

@@ -16,7 +16,7 @@ from wireframe.errors import SampleError, ShardError, one_line, printable
 from wireframe.hub import hub_files, is_hub
 from wireframe.samples import iter_sample_rows, list_parquet, read_sample
 from wireframe.sampling import SampledScene
-from wireframe.splits import split_ids
+from wireframe.splits import dev_val_ids, split_ids
 from wireframe.train.made_rows import MadeRows, made_id, made_row
 from wireframe.train.rows import RowLayout, row_digest
 
@@ -59,6 +59,10 @@ class ParquetSource:
         # No threads: decoding is Python's own work, and two threads were slower than one.
         return (read_sample(row) for row in iter_sample_rows(self.path, split="train") if row["order_id"] in wanted)
 
+    def dev_val_ids(self, count: int) -> list[str]:
+        """The order_ids of the last ``count`` rows, those that ``wireframe.evaluate`` scores as dev val."""
+        return dev_val_ids(self.path, count)
+
     def key(self) -> Any:
         """What changes when the shards do: their names, sizes, times and ends; plain values."""
         shards = list_parquet(self.path, "train")
@@ -93,6 +97,9 @@ class MadeSource:
     def scenes(self, wanted: Set[str]) -> Iterator[SampledScene]:
         chosen = [index for index, order_id in enumerate(self.ids) if order_id in wanted]
         return (made_row(self._made.points, index, self._made.seed) for index in chosen)
+
+    def dev_val_ids(self, count: int) -> list[str]:
+        return self.ids[max(len(self.ids) - count, 0) :]
 
     def key(self) -> Any:
         return ["made", self._made.points, self._made.count, self._made.seed]
