@@ -106,6 +106,25 @@ def test_other_data_is_refused_but_a_set_no_longer_needed_may_be_missing(run):
     assert checkpoints.load(path, *small_run(), config, {"64": DATA["64"]}) == state
 
 
+@pytest.mark.parametrize("resample", [True, False])
+def test_a_larger_set_counts_for_a_stage_only_where_it_draws_from_it(tmp_path, resample):
+    config, now = settings(augment={"resample": resample}), {"32": DATA["32"], "48": "ee"}
+    checkpoints.save(tmp_path, State(2, 0, None), *small_run(), config, {**now, "99999999999": "x", "a": "y"})
+    path = tmp_path / "checkpoints" / "step-00000002"
+    # Stage a, of 32 points, has begun with its own rows, whatever else there was.
+    assert checkpoints.load(path, *small_run(), config, {"32": DATA["32"]}).step == 2
+    refused(lambda: checkpoints.load(path, *small_run(), config, {"48": "ee"}), "other data")
+    checkpoints.save(tmp_path, State(2, 0, None), *small_run(), config, {"48": "ee", "64": DATA["64"]})
+    text = refused(lambda: checkpoints.load(path, *small_run(), config, now), r"other data \(rows of 32 points\)")
+    assert "choose another --out" in text
+    if resample:
+        assert checkpoints.load(path, *small_run(), config, {"48": "ee"}).step == 2
+        refused(lambda: checkpoints.load(path, *small_run(), config, {"64": DATA["64"]}), "rows of 64 points")
+    else:
+        # Neither is used, and training says so.
+        assert checkpoints.load(path, *small_run(), config, {"64": DATA["64"]}).step == 2
+
+
 def test_another_environment_is_reported_with_what_differs(made, monkeypatch):
     said = []
     path = made / "checkpoints" / "step-00000003"

@@ -18,7 +18,7 @@ from wireframe.train import data as data_module
 from wireframe.train import resident
 from wireframe.train.augment import draw_points, scene_hashes, turn, turns
 from wireframe.train.config import AugmentConfig
-from wireframe.train.data import TrainingSet
+from wireframe.train.data import TrainingSet, set_for
 from wireframe.train.made_rows import MadeRows, made_rows
 
 
@@ -214,6 +214,14 @@ def test_a_stage_of_another_number_of_points_is_refused_at_once(training, points
         training.batch(0, 0, np.arange(2), augment, points)
     with pytest.raises(ConfigError, match=message):
         training.batches([], 0, augment, points)
+
+
+@pytest.mark.parametrize("stage, available, resample, expected", [
+    (32, [64, 32, 128], False, 32), (32, [64, 32], True, 32), (32, [128, 64, 16], True, 64),
+    (32, [128, 64], False, None), (32, [16], True, None), (32, [], True, None),
+])  # fmt: skip
+def test_a_stage_takes_its_own_set_or_draws_from_the_next_larger(stage, available, resample, expected):
+    assert set_for(stage, available, resample) == set_for(stage, iter(available), resample) == expected
 
 
 def test_dev_val_of_every_set_is_left_out_of_all_and_the_overlap_is_said(tmp_path):

@@ -44,6 +44,20 @@ class Batch(NamedTuple):
     scene_keys: Tensor
 
 
+def set_for(stage_points: int, available: Iterable[int], resample: bool) -> int | None:
+    """Which set a stage of ``stage_points`` points is trained on.
+
+    Args:
+        available: numbers of points of the sets that are there.
+        resample: ``augment.resample``, whether points may be drawn from larger rows.
+
+    Returns:
+        The set's number of points: the stage's own, else with ``resample`` the next larger; None where there is none.
+    """
+    found = min((points for points in available if points >= stage_points), default=None)
+    return found if resample or found == stage_points else None
+
+
 class TrainingSet:
     """Sampled scenes to train on, addressed by their place in the sorted list of ids.
 
@@ -151,7 +165,7 @@ class TrainingSet:
         """How many points to draw from every row, None for all."""
         if points is None or points == self.points:
             return None
-        if points < self.points and augment.resample:
+        if set_for(points, (self.points,), augment.resample) is not None:
             return points
         advice = "; augment.resample=true would draw them" if points < self.points else ""
         raise ConfigError(f"a stage of {points} points cannot use rows of {self.points}{advice}")

@@ -16,6 +16,7 @@ import wireframe
 from wireframe.errors import CheckpointError, one_line
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.train.config import TrainConfig
+from wireframe.train.data import set_for
 
 # Settings that change what is written down, kept or scored, not what is computed.
 _FREE_KEYS = (
@@ -54,19 +55,18 @@ def check_data(label: str, theirs: dict, ours: Mapping[str, str], config: TrainC
     if step < config.steps:
         index, local = config.stage_at(step)
         wanted = config.stages[index].points
-        used = _used(ours, wanted)
-        if local and used != _used(theirs, wanted):
-            differing.append(used or str(wanted))
+        used, before = (set_for(wanted, _numbers(data), config.augment.resample) for data in (ours, theirs))
+        if local and used != before:
+            differing.append(str(used or wanted))
     if differing:
         raise CheckpointError(
             f"{label} was trained on other data (rows of {differing[0]} points); choose another --out"
         )
 
 
-def _used(data: Mapping[str, str], points: int) -> str | None:
-    """The set a stage of ``points`` points is trained on: its own, or the next larger one that it draws from."""
-    large = [key for key in data if key.isascii() and key.isdigit() and len(key) < 10 and int(key) >= points]
-    return min(large, key=int, default=None)
+def _numbers(data: Mapping[str, str]) -> list[int]:
+    """Numbers of points of the sets in a checkpoint's file; keys that are none are no set."""
+    return [int(key) for key in data if key.isascii() and key.isdigit() and len(key) < 10]
 
 
 def optimizer_tensors(model: Perceiver, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
