@@ -22,7 +22,7 @@ from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoints
 from wireframe.train.checkpoints import State
 from wireframe.train.config import StageConfig, TrainConfig
-from wireframe.train.data import TrainingSet, load_training_sets
+from wireframe.train.data import TrainingSet, load_training_sets, set_for
 from wireframe.train.log import RunLog
 from wireframe.train.made_rows import MadeRows
 from wireframe.train.ranks import Ranks, join_ranks
@@ -140,15 +140,14 @@ def _say(line: str) -> None:
 
 def _set_of(stage: StageConfig, sets: dict[int, TrainingSet], config: TrainConfig) -> int:
     """How many points the rows have that a stage is trained on."""
-    if stage.points in sets:
-        return stage.points
-    larger = [points for points in sorted(sets) if points > stage.points]
-    if config.augment.resample and larger:
-        return larger[0]
-    raise ConfigError(
-        f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}"
-        + ("; augment.resample=true would draw them from larger rows" if larger else "")
-    )
+    found = set_for(stage.points, sets, config.augment.resample)
+    if found is None:
+        larger = set_for(stage.points, sets, resample=True)
+        raise ConfigError(
+            f"stage {stage.name} wants rows of {stage.points} points; --data has {sorted(sets)}"
+            + ("; augment.resample=true would draw them from larger rows" if larger else "")
+        )
+    return found
 
 
 def _load_sets(
