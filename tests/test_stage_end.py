@@ -232,6 +232,17 @@ def test_a_failure_to_score_ends_nothing_and_is_made_up_for(
     assert sorted(line["step"] for line in events(tmp_path, "scored")) == [2, 4]
 
 
+def test_scores_of_other_weights_do_not_stay_where_new_ones_fail(rows, run, monkeypatch):
+    def fail(*given, **how):
+        raise OSError(28, "No space left on device")
+
+    path = run / "evaluation" / "2-b.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": "0" * 64}))
+    monkeypatch.setattr(stage_end, "evaluate", fail)
+    go_again(rows, run)
+    assert not path.exists() and events(run, "not scored")[0]["step"] == 4
+
+
 def test_a_source_that_breaks_off_leaves_its_part_and_no_scores(rows, finished, tmp_path, monkeypatch):
     original = scene_source.iter_split_rows
 

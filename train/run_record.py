@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from wireframe.checkpoint import tensor_sha256
 from wireframe.errors import ConfigError, WireframeError, one_line
 from wireframe.train.config import StageConfig, TrainConfig, parse_config
 
@@ -217,12 +218,11 @@ def _read_checkpoint(run: Path, notes: list[str]) -> tuple[str | None, dict, dic
     if path is None:
         notes.append("There is no whole checkpoint: settings, step and hashes are not known.")
         return None, {}, {}
-    state = _attempt(lambda: _json(path / "state.json"), f"{path.name}/state.json", notes)
-    if not isinstance(state, dict) or type(state.get("step")) is not int or not isinstance(state.get("config"), dict):
-        notes.append(f"{path.name}/state.json does not say what was trained.")
+    stored = _attempt(lambda: checkpoints.read(path), path.name, notes)
+    if stored is None:
         return path.name, {}, {}
-    hashes = _attempt(lambda: checkpoints.tensor_hashes(path), path.name, notes) or {}
-    return path.name, state, _strings(hashes)
+    hashes = {section: tensor_sha256(tensors) for section, tensors in stored.tensors.items()}
+    return path.name, stored.state, hashes
 
 
 def _read_scores(folder: Path, notes: list[str]) -> list[StageScores]:
