@@ -155,8 +155,9 @@ def _print_failures(what: str, failures) -> None:
 def _model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
     command.add_argument(
-        "--config", type=Path, help="JSON whose graph section counts (default: graph.json beside the model, else base)"
-    )
+        "--config", type=Path,
+        help="JSON whose graph section counts (default: graph.json beside the model, else base; demo for the shipped)",
+    )  # fmt: skip
     command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")
     command.add_argument("--limit", type=positive, help="only the first scenes")
 
