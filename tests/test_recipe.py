@@ -93,6 +93,26 @@ def test_wrong_arguments_are_one_line_each(sets, tmp_path, capsys, words, messag
     assert len(said) == 1 and message in said[0]
 
 
+def test_training_goes_on_when_nobody_reads_along(sets, tmp_path):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    words = ["--data", sets[0], "--data", sets[1], "--out", str(tmp_path / "run"), "--no-eval", *SETTINGS]
+    command = [sys.executable, "-m", "wireframe", "train", *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, **pipes)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0 and (tmp_path / "run" / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("words", [["--out", "file"], ["--set", "description=" + "x" * 10_001]])
+def test_what_could_not_be_resumed_is_refused_before_it_begins(sets, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    data = ["--data", sets[0], "--data", sets[1], "--out", "run", "--no-eval", "--quiet"]
+    assert main(["train", *data, *SETTINGS, *words]) == 2
+    assert capsys.readouterr().err.strip().count("\n") == 0
+
+
 def test_training_without_data_is_one_line(tmp_path, capsys):
     assert main(["train", "--out", str(tmp_path), "--quiet"]) == 2
     assert "--data is missing" in capsys.readouterr().err
@@ -162,6 +182,12 @@ def test_the_published_sets_are_downloaded_trained_on_and_scored(sets, tmp_path)
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     script = ["bash", str(ROOT / "train" / "reproduce.sh"), str(tmp_path / "out")]
+    # Half a download is no training set.
+    hf = (tmp_path / "hf").read_text()
+    (tmp_path / "hf").write_text(hf + "exit 1\n")
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and not (tmp_path / "out" / "run").exists()
+    (tmp_path / "hf").write_text(hf)
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line.split(":")[0] for line in done.stdout.splitlines() if "3 scenes: HSS" in line] == [

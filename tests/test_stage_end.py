@@ -317,3 +317,9 @@ def test_a_graph_that_is_no_file_is_not_waited_for(finished, tmp_path, put):
     put(model / "graph.json")
     with pytest.raises(ConfigError, match="regular file"):
         graph_of(model)
+
+
+def test_a_last_stage_left_unscored_is_scored_by_the_same_command(rows, finished, tmp_path):
+    go(rows, tmp_path, evaluate=False)
+    go(rows, tmp_path)
+    assert scores(tmp_path) == scores(finished)

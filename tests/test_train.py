@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,6 +102,24 @@ def test_a_corrupt_checkpoint_is_reported_and_passed_over(data, finished, tmp_pa
     assert checkpoints.latest(tmp_path, said.append).name == "step-00000004"
     assert "corrupt" in said[0]
     assert same(weights(train(settings(), data, tmp_path, progress=False)), weights(finished))
+
+
+def test_what_is_missing_at_the_end_is_made_by_the_same_command(data, finished, tmp_path):
+    train(settings(), data, tmp_path, progress=False)
+    before = checkpoints.tensor_hashes(tmp_path / "model")
+    for gone in ("model", "stages/2-b"):
+        shutil.rmtree(tmp_path / gone)
+    train(settings(), data, tmp_path, progress=False)
+    assert checkpoints.tensor_hashes(tmp_path / "model") == before
+    assert (tmp_path / "stages" / "2-b" / "checkpoint.pt").exists()
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_begin_anew_in_silence(data, tmp_path):
+    train(settings(), data, tmp_path, progress=False, stop_after=3)
+    for state in tmp_path.glob("checkpoints/*/state.json"):
+        state.write_text("{")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; move them away"):
+        train(settings(), data, tmp_path, progress=False)
 
 
 def test_another_configuration_does_not_resume(data, finished):

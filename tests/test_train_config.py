@@ -51,6 +51,8 @@ def test_base_configuration_states_the_published_architecture_and_recipe():
         ("stages.0.steps=3000000000", r"stages\[0\].steps must be at most"),
         ("stages.0.points=70000", r"stages\[0\].points must be at most 65536"),
         ("save_every=1" + "0" * 400, "save_every must be at most"),
+        ("stages.0.lr=1" + "0" * 400, r"stages\[0\].lr must be of type float, at most 1e30"),
+        ("stages.\u00b2.lr=1", "there is no element"),
         ("seed=1" + "0" * 30, "seed must fit into 64 bits"),
         ("evaluation.worst=1000", "evaluation.worst must be from 0 to 200"),
         ("augment.resample=1", "augment.resample must be of type bool"),
@@ -68,6 +70,9 @@ def test_overrides_reach_every_level():
 
 def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"a\.json is not JSON"):
+        load_config(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[" * 200_000)
     with pytest.raises(ConfigError, match=r"a\.json is not JSON"):
         load_config(tmp_path / "a.json")
     with pytest.raises(ConfigError, match="cannot read"):

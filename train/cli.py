@@ -34,16 +34,19 @@ def train_arguments(command: argparse.ArgumentParser) -> None:
 def train(arguments: argparse.Namespace) -> int:
     config = _prepare(arguments)
     from wireframe.splits import read_exclusions
+    from wireframe.train.log import SteadyStream
     from wireframe.train.loop import train
 
     if arguments.stages and arguments.stages[1] >= len(config.stages):
         raise ConfigError(f"--stages reaches stage {arguments.stages[1] + 1}; there are {len(config.stages)}")
+    # Hours of work must not end because nobody reads along any more.
+    sys.stdout, sys.stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
     result = train(
         config,
         _data(arguments, config),
         arguments.out,
         stages=arguments.stages,
-        init=arguments.init,
+        init=arguments.init or None,
         exclude=read_exclusions(arguments.exclude) if arguments.exclude else frozenset(),
         device=arguments.device,
         stream=arguments.stream,
@@ -105,7 +108,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--config", type=Path, help="JSON configuration, or the name of one of ours: base (published; default), demo"
+        "--config", type=Path, help="JSON configuration, or one of ours: base (published; default), small, demo"
     )
     command.add_argument("--smoke", action="store_true", help="the recipe in small, for a CPU, without --data too")
     _setting_arguments(command)

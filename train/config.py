@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -29,7 +28,8 @@ _OURS = {path.stem: path for path in (BASE_CONFIG, SMOKE_CONFIG, DEMO_CONFIG, SM
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Beyond that float32 overflows; a comparison, for an integer without end is no float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 <= value <= 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +190,7 @@ def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
             data = json.load(file)
     except OSError as problem:
         raise ConfigError(f"cannot read the configuration {os.fspath(path)}: {problem.strerror}") from None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ConfigError(f"{os.fspath(path)} is not JSON: {problem}") from None
     for override in overrides:
         _override(data, override)
@@ -229,7 +229,7 @@ def _build(cls, values: dict, where: str):
             raise ConfigError(f"unknown key {prefix}{key}; known: {', '.join(known)}")
         kind = str(known[key].type)
         if kind in _SCALARS and not _SCALARS[kind](value):
-            raise ConfigError(f"{prefix}{key} must be of type {kind}, got {value!r}")
+            raise ConfigError(f"{prefix}{key} must be of type {kind}{_LIMITS.get(kind, '')}, got {value!r:.60}")
     required = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
     if required:
         raise ConfigError(f"missing key {prefix}{required[0]}")
@@ -240,8 +240,9 @@ _SCALARS = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": _is_number,
     "bool": lambda value: isinstance(value, bool),
-    "str": lambda value: isinstance(value, str),
+    "str": lambda value: isinstance(value, str) and len(value) <= 10_000,
 }
+_LIMITS = {"float": ", at most 1e30 either way", "str": ", at most 10,000 characters"}
 
 
 # Steps are the low half of the streams of random numbers; sizes beyond these only exhaust the memory.
@@ -316,15 +317,15 @@ def _override(data: dict, override: str) -> None:
         raise ConfigError(f"--set takes a.b=value, got {override!r}")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = path.split(".")
     node: Any = data
     for part in parents:
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not (part.isascii() and part.isdecimal()) or int(part[:9]) >= len(node):
                 raise ConfigError(f"--set {path}: there is no element {part}")
-            node = node[int(part)]
+            node = node[int(part[:9])]
         else:
             node = _mapping(node, path).setdefault(part, {})
     _mapping(node, path)[last] = value

@@ -100,6 +100,8 @@ def train(
         not finite; ``bad-steps.json`` names their scenes.
     """
     out = Path(out)
+    if os.path.lexists(out) and not out.is_dir():
+        raise ConfigError(f"--out {out} is no folder; give another name")
     out.mkdir(parents=True, exist_ok=True)
     if device != "cpu":
         prepare_process()
@@ -188,6 +190,10 @@ def _begin(
     given = checkpoints.start_from(init, model, optimizer) if init is not None else None
     found = checkpoints.latest(out, say)
     if found is None:
+        if any((out / "checkpoints").glob("step-*")):
+            raise CheckpointError(
+                f"no checkpoint in {out} is whole; move them away to begin anew, or give another --out"
+            )
         if first and given is None:
             raise ConfigError(f"stage {first + 1} goes on from a checkpoint, and {out} holds none; give --init")
         return State(begin, 0, given)
@@ -207,7 +213,7 @@ def _run_stages(run: Run, state: State, stages: range, last: int) -> Path:
         if state.step == end:
             finish_stage(run, index)
             run.log.restart_clock(end)
-        if state.step >= last:
+        if last <= end:
             break
     if state.step < run.config.stage_start(stages[-1] + 1):
         return checkpoints.folder(run.out, state.step)

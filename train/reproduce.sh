@@ -11,9 +11,10 @@ out=${1:-out/reproduce}
 wireframe=("${PYTHON:-python3}" -m wireframe)
 read -r -a options <<< "${OPTIONS:-}"
 
+# A download that breaks off must not be trained on: it has another dev val.
 download() {
-    hf download --repo-type dataset "usm3d/s23dr-2026-sampled_$1_v2" --include "*train*" --local-dir "$out/data/$1" >&2
-    echo "$out/data/$1"
+    command -v hf > /dev/null || { echo "no command hf: pip install huggingface_hub, then hf auth login" >&2; exit 2; }
+    hf download --repo-type dataset "usm3d/s23dr-2026-sampled_$1_v2" --include "*train*" --local-dir "$out/data/$1"
 }
 
 if [ $smoke = 1 ]; then
@@ -24,10 +25,10 @@ if [ $smoke = 1 ]; then
     # One thread, so that the bits are those of any machine with the same processor and software.
     train=(--smoke --threads 1 --data "$out/64" --data "$out/128")
 else
-    small=${DATA_2048:-$(download 2048)}
-    large=${DATA_4096:-$(download 4096)}
-    train=(--data "$small" --data "$large")
+    [ -n "${DATA_2048:-}" ] || download 2048
+    [ -n "${DATA_4096:-}" ] || download 4096
+    train=(--data "${DATA_2048:-$out/data/2048}" --data "${DATA_4096:-$out/data/4096}")
 fi
 # Every stage is scored on its held-out rows when it ends.
-"${wireframe[@]}" train "${train[@]}" --out "$out/run" "${options[@]}"
+"${wireframe[@]}" train "${train[@]}" --out "$out/run" ${options[@]+"${options[@]}"}
 echo "report: $out/run/report.html"

@@ -20,6 +20,7 @@ from wireframe.pretrained import save_graph
 from wireframe.scoring import summarise
 from wireframe.scoring_pool import usable_cores
 from wireframe.train import checkpoints
+from wireframe.train.stopping import Stopped
 
 if TYPE_CHECKING:
     from wireframe.train.loop import Run
@@ -46,7 +47,13 @@ def finish_stage(run: Run, index: int) -> None:
         line = f"stopped while stage {_name(run, index)} was scored ({saved}); the same command goes on from there"
         with run.request.raising(line):
             _finish(run, index, end)
-    run.ranks.wait()
+    try:
+        run.ranks.wait()
+    except RuntimeError:
+        # The first process ended while this one waited for it.
+        if run.request.asked:
+            raise Stopped("stopped while the first rank scored a stage; the same command goes on from there") from None
+        raise
 
 
 def _name(run: Run, index: int) -> str:
@@ -58,6 +65,9 @@ def _finish(run: Run, index: int, end: int) -> None:
         _drop(run, _name(run, later))
     stage = run.out / "stages" / _name(run, index)
     checkpoints.export(run.model, stage, run.config, end)
+    # What a kill had left: this process alone writes here.
+    for stray in run.out.glob(".model.*.tmp"):
+        shutil.rmtree(stray, ignore_errors=True)
     run.model.save_pretrained(run.out / "model")
     for folder in (stage, run.out / "model"):
         save_graph(run.config.graph, folder)

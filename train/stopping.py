@@ -1,4 +1,4 @@
-"""Ending a run from outside: SIGTERM and SIGINT let the step finish and the state be saved."""
+"""Ending a run from outside: SIGTERM, SIGINT and SIGHUP let the step finish and the state be saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 from wireframe.errors import WireframeError
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(WireframeError):
@@ -28,7 +28,7 @@ class _BrokenOff(BaseException):
 
 
 class StopRequest:
-    """While used as a context manager, remembers SIGTERM and SIGINT; a second SIGINT ends the process at once.
+    """While used as a context manager, remembers SIGTERM, SIGINT and SIGHUP; a second SIGINT ends the process at once.
 
     ``asked`` is read between steps. A block ``with request.raising(line):`` is broken off where the signal arrives, and
     ends in ``Stopped(line)``: for work that may be broken off anywhere. Outside the main thread no signal can be

@@ -52,7 +52,7 @@ def stage_range(text: str) -> tuple[int, int]:
     """First and last stage, from 0, of "2" or "2-3"."""
     first, separator, last = text.partition("-")
     last = last if separator else first
-    if not first.isdigit() or not last.isdigit() or not 1 <= int(first) <= int(last):
+    if not (first + last).isascii() or not (first.isdecimal() and last.isdecimal()) or not 1 <= int(first) <= int(last):
         raise argparse.ArgumentTypeError(f"must be a stage or a range of them, like 2 or 2-3, got {text!r}")
     return int(first) - 1, int(last) - 1
 
