@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     config: TrainConfig
     sets: dict[int, TrainingSet]
-    data: dict[str, str]
+    fingerprints: dict[str, str]
     out: Path
     model: Perceiver
     optimizer: torch.optim.Optimizer
@@ -53,7 +53,7 @@ class Run(NamedTuple):
     def save(self, state: State) -> None:
         """Writes a checkpoint; every process comes here, the first one writes."""
         if self.ranks.is_first:
-            checkpoints.save(self.out, state, self.model, self.optimizer, self.config, self.data)
+            checkpoints.save(self.out, state, self.model, self.optimizer, self.config, self.fingerprints)
         self.ranks.wait()
 
 
@@ -114,7 +114,11 @@ def train(
         ranks.share(config.micro_batches)
         say = _say if ranks.is_first else lambda line: None
         first, last = stages or (0, len(config.stages) - 1)
-        sets = _load_sets(config, data, out, first, last, exclude, stream, ranks, say)
+        options = {"exclude": exclude, "device": ranks.device, "stream": stream, "spool": out / "spool", "say": say}
+        # What the first rank decodes onto the disk, the others find there.
+        sets = ranks.in_turn(lambda: load_training_sets(data, config, **options))
+        for stage in config.stages[first : last + 1]:
+            _set_of(stage, sets, config)
         model = Perceiver(config.model, seed=config.seed).train().to(ranks.device)
         optimizer = make_optimizer(model, config.optimizer)
         fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
@@ -152,29 +156,6 @@ def _set_of(stage: StageConfig, sets: dict[int, TrainingSet], config: TrainConfi
     return found
 
 
-def _load_sets(
-    config: TrainConfig,
-    data: Sequence[str | os.PathLike | MadeRows],
-    out: Path,
-    first: int,
-    last: int,
-    exclude: frozenset[str],
-    stream: bool | None,
-    ranks: Ranks,
-    say,
-) -> dict[int, TrainingSet]:
-    # One after the other: what the first rank decodes onto the disk, the others find there.
-    for rank in range(ranks.size):
-        if rank == ranks.rank:
-            sets = load_training_sets(
-                data, config, exclude=exclude, device=ranks.device, stream=stream, spool=out / "spool", say=say
-            )
-        ranks.wait()
-    for stage in config.stages[first : last + 1]:
-        _set_of(stage, sets, config)
-    return sets
-
-
 def _begin(
     config: TrainConfig,
     out: Path,
@@ -183,7 +164,7 @@ def _begin(
     model: Perceiver,
     optimizer: torch.optim.Optimizer,
     data: dict[str, str],
-    say,
+    say: Callable[[str], None],
 ) -> State:
     """Weights, optimiser and step to go on from."""
     begin = config.stage_start(first)

@@ -10,13 +10,16 @@ import contextlib
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from wireframe.errors import ConfigError
+
+Result = TypeVar("Result")
 
 # A rank waits while the first one evaluates.
 _PATIENCE = datetime.timedelta(hours=6)
@@ -71,6 +74,14 @@ class Ranks:
                 "the ranks do not begin alike: they need one --out, --data and --init that all of them see, and a "
                 "newest checkpoint that all of them can read"
             )
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """``work()`` of every process, one after the other."""
+        for rank in range(self.size):
+            if rank == self.rank:
+                result = work()
+            self.wait()
+        return result
 
     def wait(self) -> None:
         """Returns when every process has come here."""
