@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -40,21 +41,22 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.stages and arguments.stages[1] >= len(config.stages):
         raise ConfigError(f"--stages reaches stage {arguments.stages[1] + 1}; there are {len(config.stages)}")
     # Hours of work must not end because nobody reads along any more.
-    sys.stdout, sys.stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
-    result = train(
-        config,
-        _data(arguments, config),
-        arguments.out,
-        stages=arguments.stages,
-        init=arguments.init or None,
-        exclude=read_exclusions(arguments.exclude) if arguments.exclude else frozenset(),
-        device=arguments.device,
-        stream=arguments.stream,
-        evaluate=not arguments.no_eval,
-        progress=not arguments.quiet,
-        stop_after=arguments.stop_after,
-    )
-    print(result)
+    stdout, stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        result = train(
+            config,
+            _data(arguments, config),
+            arguments.out,
+            stages=arguments.stages,
+            init=arguments.init or None,
+            exclude=read_exclusions(arguments.exclude) if arguments.exclude else frozenset(),
+            device=arguments.device,
+            stream=arguments.stream,
+            evaluate=not arguments.no_eval,
+            progress=not arguments.quiet,
+            stop_after=arguments.stop_after,
+        )
+        print(result)
     return 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -102,28 +104,29 @@ class SteadyStream:
         stream: sys.stdout or sys.stderr; None where it was closed from the start.
     """
 
+    encoding = "utf-8"
+
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            if self._stream is not None:
-                self._stream.write(text)
+        self._attempt(lambda stream: stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if self._stream is not None:
-                self._stream.flush()
+        self._attempt(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+        return bool(self._attempt(lambda stream: stream.isatty()))
 
-    def fileno(self) -> int:
+    def _attempt(self, use: Callable[[TextIO], object]) -> object:
         if self._stream is None:
-            raise OSError("closed")
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._stream, "encoding", None) or "utf-8"
+            return None
+        try:
+            return use(self._stream)
+        except (OSError, ValueError):
+            # What is still in its buffer must not fail at the end of the process either.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream = None
+            return None
