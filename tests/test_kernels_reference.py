@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -261,14 +262,16 @@ def test_an_implementation_is_obeyed_or_refused():
     # float64 is beyond every Triton kernel, wherever the tests run.
     (q, k, v, log_scale), mask = attention_inputs()
     pred, target, target_mask = segment_inputs()
-    cost = torch.zeros(2, 3, 4, dtype=torch.float64)
+    cost, keys = torch.zeros(2, 3, 4, dtype=torch.float64), torch.arange(len(q))
     calls = {
         "qk_norm_attention": lambda impl: ops.qk_norm_attention(q, k, v, log_scale, mask, impl=impl),
         "sinkhorn": lambda impl: ops.sinkhorn(cost, target_mask, impl=impl),
         "segment_cost": lambda impl: ops.segment_cost(pred, target, weights=WEIGHTS, impl=impl),
         "segment_matching": lambda impl: ops.segment_matching(pred, target, target_mask, weights=WEIGHTS, impl=impl)[0],
+        "dropout_add": lambda impl: ops.dropout_add(q, q, keys, site=0, p=0.5, impl=impl),
     }
-    assert set(ops.__all__) == set(dispatch.BUILT)
+    chosen = {name for name in ops.__all__ if "impl" in inspect.signature(getattr(ops, name)).parameters}
+    assert chosen == set(dispatch.BUILT) and set(ops.__all__) - chosen == {"step_keys"}
     assert set(calls) == set(dispatch.MODEL_OPS)
     for op, call in calls.items():
         assert torch.equal(call("auto"), call("reference"))
