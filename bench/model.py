@@ -27,7 +27,7 @@ from wireframe.bench.timing import (
 from wireframe.kernels.determinism import prepare_process
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.train.config import LossConfig
-from wireframe.train.loss import training_loss
+from wireframe.train.loss import scene_losses
 
 
 class Sizes(NamedTuple):
@@ -59,7 +59,7 @@ def cases(device: str, sizes: Sizes) -> Iterator[Case]:
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        training_loss(model.train()(large), target, mask, LossConfig(), 0.1).total.backward()
+        scene_losses(model.train()(large), target, mask, LossConfig(), 0.1).total.mean().backward()
 
     one, many = (f"{scenes} x {points}, fp32" for scenes, points in (sizes.inference, sizes.training))
     yield Case("Perceiver forward", "torch eager", one, forward)

@@ -28,7 +28,7 @@ from wireframe.synth import SynthConfig, make_scene
 from wireframe.synth.write import encoded_scene
 from wireframe.train.config import AugmentConfig, LossConfig
 from wireframe.train.data import TrainingSet
-from wireframe.train.loss import training_loss
+from wireframe.train.loss import scene_losses
 
 FUSE, MERGE = "fuse_views + sample_points", "merge_vertices"
 FORWARD, BACKWARD = "Perceiver forward", "Perceiver forward + backward"
@@ -152,7 +152,7 @@ def _backward_case(setup: Setup, samples: list[SampledScene]) -> Case:
     def step() -> None:
         model.zero_grad(set_to_none=True)
         prediction = model(batch.inputs)
-        training_loss(prediction, batch.target, batch.target_mask, LossConfig(), 0.1).total.backward()
+        scene_losses(prediction, batch.target, batch.target_mask, LossConfig(), 0.1).total.mean().backward()
 
     return Case(
         BACKWARD, "torch eager", f"{len(samples)} x {setup.training_points}, fp32, with the loss", step

@@ -224,5 +224,14 @@ def full(out: Path) -> None:
     print(said[0])
 
 
+def three_checkpoints(out):
+    """A run with the checkpoints of steps 1, 2 and 3."""
+    model, optimizer = small_run()
+    for step in (1, 2, 3):
+        advance(model, optimizer, step)
+        save(out, step, model, optimizer)
+    return out
+
+
 if __name__ == "__main__":
     {"killed": killed, "full": full}[sys.argv[1]](Path(sys.argv[2]))

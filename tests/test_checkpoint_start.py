@@ -17,6 +17,7 @@ from checkpoint_cases import (
     save,
     settings,
     small_run,
+    three_checkpoints,
 )
 from safetensors.torch import save as encode
 
@@ -30,12 +31,7 @@ from wireframe.train.checkpoints import State
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run with the checkpoints of steps 1, 2 and 3; never altered."""
-    out = tmp_path_factory.mktemp("run")
-    model, optimizer = small_run()
-    for step in (1, 2, 3):
-        advance(model, optimizer, step)
-        save(out, step, model, optimizer)
-    return out
+    return three_checkpoints(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

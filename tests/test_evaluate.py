@@ -1,10 +1,10 @@
 import json
 import os
 import threading
-from concurrent.futures import Future
 
 import pytest
 
+from hash_pool import HashPool
 from wireframe import evaluate as module
 from wireframe import scene_scores, scene_source
 from wireframe.cli import main
@@ -13,7 +13,6 @@ from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
 from wireframe.prepare import PrepareConfig, prepare
 from wireframe.scene import read_scene
-from wireframe.scoring import ZERO, Outcome
 from wireframe.shards import ShardWriter
 from wireframe.synth import SynthConfig, make_scene
 
@@ -63,28 +62,10 @@ def test_a_limit_looks_at_no_scene_beyond_it(cut_tar, model, tmp_path, workers):
     assert count == 6 and [failure.order_id for failure in failures] == ["synth-0-000001"]
 
 
-class QuickPool:
-    """Starting the metric's processes takes seconds, and no test that has this one is about scores."""
-
-    def __init__(self, workers):
-        self.workers = workers
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, predicted, truth):
-        future = Future()
-        future.set_result(Outcome(ZERO, None))
-        return future
-
-
 @pytest.fixture
 def quick_score(monkeypatch):
     pytest.importorskip("hoho2025")
-    monkeypatch.setattr(scene_scores, "ScorePool", QuickPool)
+    monkeypatch.setattr(scene_scores, "ScorePool", HashPool)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -17,7 +17,7 @@ from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
 from wireframe.sampling import sample_points
 from wireframe.train.config import LossConfig, OptimizerConfig
-from wireframe.train.loss import training_loss
+from wireframe.train.loss import scene_losses
 from wireframe.train.step import make_optimizer
 
 # cuBLAS reads it when CUDA starts, which is after the collection of the tests.
@@ -199,7 +199,7 @@ def loss_and_gradients(model, device):
     torch.manual_seed(1)
     target, mask = targets(device)
     prediction = model(on(device, random_batch()))
-    loss = training_loss(prediction, target, mask, LossConfig(), 0.1).total
+    loss = scene_losses(prediction, target, mask, LossConfig(), 0.1).total.mean()
     return [*prediction, loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
 
@@ -225,7 +225,7 @@ def test_training_steps_lower_the_loss(device):
     for _ in range(30):
         optimizer.zero_grad(set_to_none=True)
         target, mask = targets(device)
-        loss = training_loss(model(on(device, random_batch())), target, mask, LossConfig(), 0.1).total
+        loss = scene_losses(model(on(device, random_batch())), target, mask, LossConfig(), 0.1).total.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

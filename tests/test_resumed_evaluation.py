@@ -1,7 +1,6 @@
 """Evaluations by split, at thresholds, with a picture, and killed in the middle."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -10,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hash_pool import HashPool
 from scenes import random_scene
 from wireframe import evaluate as module
 from wireframe import scene_scores, scene_source
@@ -28,7 +27,6 @@ from wireframe.partial_scores import PartialScores
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
-from wireframe.scoring import Outcome, Score
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("hoho2025")
@@ -92,25 +90,6 @@ def rows(tmp_path_factory):
                        ("validation-00000-of-00001", made[10:])):  # fmt: skip
         write_parquet(part, folder / "data" / f"{name}.parquet")
     return folder
-
-
-class HashPool:
-    """Scores that are a function of the prediction, at once: the metric's processes take seconds to start."""
-
-    def __init__(self, workers):
-        self.workers = workers
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, predicted, truth):
-        digest = hashlib.sha256(predicted.vertices.tobytes() + predicted.edges.tobytes() + truth.vertices.tobytes())
-        future = Future()
-        future.set_result(Outcome(Score(*(byte / 255 for byte in digest.digest()[:3])), None))
-        return future
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from train_rows import POINTS, RESAMPLED, assert_same, load, load_one, readers, requests_of, write
+from train_rows import POINTS, RESAMPLED, assert_same, load, load_one, readers, requests_of, write, write_two
 from wireframe.errors import ConfigError, SampleError, ShardError, WireframeError
 from wireframe.samples import write_parquet, write_sample
 from wireframe.train import data as data_module
@@ -24,10 +24,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def rows(scenes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rows")
-    write(folder / "a.parquet", scenes[:7])
-    write(folder / "b.parquet", scenes[7:])
-    return folder
+    return write_two(tmp_path_factory.mktemp("rows"), scenes)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,16 @@
 """The end of a stage: broken off by a signal, scored anew where the scores are of something else, or not at all."""
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 from argparse import Namespace
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
+from hash_pool import HashPool
 from scenes import random_scene
 from wireframe import scene_scores, scene_source
 from wireframe.cli import _load_model
@@ -20,7 +19,6 @@ from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
-from wireframe.scoring import Outcome, Score
 from wireframe.train import report, stage_end
 from wireframe.train.config import BASE_CONFIG, load_config, parse_config
 from wireframe.train.loop import train
@@ -40,25 +38,6 @@ SETTINGS = {
     "save_every": 1, "log_every": 1, "dev_val": 3, "graph": {"confidence": 0.05, "snap_min_points": 3},
     "evaluation": {"thresholds": [0.0], "threshold_scenes": 2, "worst": 1},
 }  # fmt: skip
-
-
-class HashPool:
-    """Scores that are a function of the prediction, at once."""
-
-    def __init__(self, workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, predicted, truth):
-        digest = hashlib.sha256(predicted.vertices.tobytes() + predicted.edges.tobytes() + truth.vertices.tobytes())
-        future = Future()
-        future.set_result(Outcome(Score(*(byte / 255 for byte in digest.digest()[:3])), None))
-        return future
 
 
 @pytest.fixture(autouse=True, scope="module")

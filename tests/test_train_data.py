@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scenes import random_scene
-from train_rows import POINTS, RESAMPLED, assert_same, load, load_one, rows_of, settings, write
+from train_rows import POINTS, RESAMPLED, assert_same, load, load_one, rows_of, settings, write, write_two
 from wireframe import hashing
 from wireframe.errors import ConfigError, SampleError, ShardError
 from wireframe.fusion import fuse_views
@@ -29,10 +29,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def rows(scenes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rows")
-    write(folder / "a.parquet", scenes[:7])
-    write(folder / "b.parquet", scenes[7:])
-    return folder
+    return write_two(tmp_path_factory.mktemp("rows"), scenes)
 
 
 @pytest.fixture(scope="module")

@@ -21,26 +21,12 @@ from wireframe.train.config import LossConfig
 
 
 class Losses(NamedTuple):
-    """One value a scene [B], or their means; ``total`` carries the gradient, the others are for the log."""
+    """One value a scene [B]; ``total`` carries the gradient, the others are for the log."""
 
     total: Tensor
     match: Tensor
     conf: Tensor
     endpoint: Tensor
-
-
-def training_loss(
-    prediction: Prediction,
-    target: Tensor,  # [B, M, 2, 3]
-    target_mask: Tensor,  # [B, M]
-    config: LossConfig,
-    endpoint_weight: float,
-    conf_target: str = "mass",
-) -> Losses:
-    """The means of ``scene_losses`` over the batch."""
-    return Losses(
-        *(x.mean() for x in scene_losses(prediction, target, target_mask, config, endpoint_weight, conf_target))
-    )
 
 
 def scene_losses(
