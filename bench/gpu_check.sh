@@ -162,6 +162,7 @@ step sanitizer 40 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
 step attention 125 "$PYTHON" -m wireframe.bench.attention --seconds 90 --out "$ROWS"
 step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$ROWS"
 step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
+step step 180 "$PYTHON" -m wireframe bench step --seconds 110 --out "$ROWS"
 step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
 
 for by_name in contract fingerprint; do

@@ -15,9 +15,13 @@ import torch
 
 from wireframe.bench import atomic_attention
 from wireframe.kernels import (
+    adamw_step_triton,
     dropout_triton,
+    linear_gelu_triton,
+    point_features_triton,
     qk_norm_attention_backward,
     qk_norm_attention_forward,
+    residual_norm_triton,
     segment_cost_triton,
     segment_matching_triton,
     sinkhorn,
@@ -25,14 +29,18 @@ from wireframe.kernels import (
 )
 from wireframe.kernels.dropout_reference import drop_threshold
 from wireframe.kernels.launch import Launch
+from wireframe.kernels.point_features_reference import feature_width
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Of the published model: 4 query heads of 64 share 2 key/value heads; scenes of a training step.
 HEADS, KV_HEADS, HEAD_DIM, BATCH = 4, 2, 64, 32
 
+# Numbers of all its parameters, zeros between them.
+WEIGHTS_NUMBER = 8_855_104
+
 # Of its blocks.
-HIDDEN, DROPOUT = 256, 0.1
+HIDDEN, FF, DROPOUT = 256, 1024, 0.1
 
 # Of the published loss; the weights are no part of a binary. Transport problems of a training step.
 EPS, ITERS, DUSTBIN, WEIGHTS = 0.1, 20, 0.3, (1.0, 1.0, 1.0)
@@ -61,6 +69,16 @@ LEAST_WARPS = {
     "_segment_cost_bwd_kernel": {"all": 8},
     "_dropout_add_fwd_kernel": {"all": 48},
     "_dropout_add_bwd_kernel": {"all": 48},
+    "_point_features_fwd_kernel": {"all": 32, "bf16 128": 36},
+    "_column_sums_kernel": {"all": 48},
+    "_linear_gelu_fwd_kernel": {"all": 8, "bf16 256": 16, "fp32 256": 24},
+    "_linear_gelu_bwd_kernel": {"all": 8, "fp32 256": 24},
+    "_adamw_step_squares_kernel": {"all": 48},
+    "_adamw_step_factors_kernel": {"all": 48},
+    "_adamw_step_update_kernel": {"all": 36},
+    "_residual_norm_fwd_kernel": {"all": 36},
+    "_residual_norm_bwd_kernel": {"all": 20, "fp32 256": 16},
+    "_residual_norm_dweight_kernel": {"all": 32},
 }
 
 
@@ -84,7 +102,12 @@ def minimum_warps(kernel: str, dtype: str, dim: int) -> int:
 
 
 def cases() -> list[Case]:
-    return [*_attention_cases(), *_transport_cases(), *_dropout_cases()]
+    return [
+        *_attention_cases(), *_transport_cases(), *_dropout_cases(), *_point_features_cases(),
+        *_residual_norm_cases(),
+        *_adamw_step_cases(),
+        *_linear_gelu_cases(),
+    ]  # fmt: skip
 
 
 def _attention_cases() -> Iterator[Case]:
@@ -98,6 +121,8 @@ def _attention_cases() -> Iterator[Case]:
             if dtype != "fp16":
                 yield from attention("one scene", dim, 1, 256, 4096, masked=True, backward=False)
             yield from attention("one chunk", dim, BATCH, 256, 512, masked=True, backward=False)
+    # As the model calls it: strides of another size, and the same binaries.
+    yield from _attention("bf16", "packed cross", HEAD_DIM, BATCH, 256, 4096, masked=True, packed=True)
     yield from _attention("bf16", "decoder", HEAD_DIM, BATCH, 64, 256, masked=False)
     yield from _attention("bf16", "cross", HEAD_DIM, BATCH, 256, 2048, masked=False, backward=False)
     yield _atomic_attention(atomic_attention.TILES[0])
@@ -106,9 +131,15 @@ def _attention_cases() -> Iterator[Case]:
 class _Attention:
     """Tensors of one call, as the operation allocates them, without memory."""
 
-    def __init__(self, dtype: str, dim: int, batch: int, queries: int, keys: int, masked: bool) -> None:
+    def __init__(
+        self, dtype: str, dim: int, batch: int, queries: int, keys: int, masked: bool, packed: bool = False
+    ) -> None:
         q, out, do, dq = (_empty(batch, queries, HEADS, dim, dtype=DTYPES[dtype]) for _ in range(4))
-        k, v, dk, dv = (_empty(batch, keys, KV_HEADS, dim, dtype=DTYPES[dtype]) for _ in range(4))
+        if packed:
+            kv, dkv = (_empty(batch, keys, 2, KV_HEADS, dim, dtype=DTYPES[dtype]) for _ in range(2))
+            k, v, dk, dv = *kv.unbind(2), *dkv.unbind(2)
+        else:
+            k, v, dk, dv = (_empty(batch, keys, KV_HEADS, dim, dtype=DTYPES[dtype]) for _ in range(4))
         log_scale, dlog_scale = (_empty(HEADS) for _ in range(2))
         lse = _empty(batch, KV_HEADS, queries * HEADS // KV_HEADS)
         mask = _empty(batch, keys, dtype=torch.bool) if masked else None
@@ -125,9 +156,10 @@ class _Attention:
 
 
 def _attention(
-    dtype: str, name: str, dim: int, batch: int, queries: int, keys: int, *, masked: bool, backward: bool = True
-) -> Iterator[Case]:
-    tensors = _Attention(dtype, dim, batch, queries, keys, masked)
+    dtype: str, name: str, dim: int, batch: int, queries: int, keys: int, *, masked: bool, backward: bool = True,
+    packed: bool = False,
+) -> Iterator[Case]:  # fmt: skip
+    tensors = _Attention(dtype, dim, batch, queries, keys, masked, packed)
     name = f"{name} {batch}x{HEADS}x{queries}x{keys}{' masked' if masked else ''}"
 
     def plan_forward(architecture: int) -> list[Launch]:
@@ -232,3 +264,74 @@ def _dropout_cases() -> Iterator[Case]:
         flops = {"_dropout_add_fwd_kernel": 2.0 * x.numel(), "_dropout_add_bwd_kernel": 1.0 * x.numel()}
         yield Case(name, dtype, HIDDEN, lambda _, plan=forward: plan(), flops)
         yield Case(name, dtype, HIDDEN, lambda _, plan=backward: plan(), flops)
+
+
+def _point_features_cases() -> Iterator[Case]:
+    """Points of a training step with the published tables."""
+    shape, labels, bands = (BATCH, 2048), (13, 2, 29), 32
+    xyz, fraction, frequencies = _empty(*shape, 3), _empty(*shape), _empty(bands, 3)
+    class_id, source, views = (_empty(*shape, dtype=torch.uint8) for _ in range(3))
+    behind, mask = _empty(*shape, dtype=torch.int16), _empty(*shape, dtype=torch.bool)
+    for dtype in ("bf16", "fp32"):
+        out = _empty(*shape, feature_width(bands, labels), dtype=DTYPES[dtype])
+        tensors = (xyz, class_id, source, behind, views, fraction, mask, frequencies, out)
+        plan = functools.partial(point_features_triton.plan_forward, *tensors, labels=labels)
+        yield Case(f"point_features {BATCH}x2048", dtype, out.shape[-1], lambda _, plan=plan: plan(), {})
+
+
+def _residual_norm_cases() -> Iterator[Case]:
+    """As above, with the norm of the next block; then that of the projected points, in the dtype of the products."""
+    settings = {"site": 0, "threshold": drop_threshold(DROPOUT), "eps": 1.2e-7}
+    keys = _empty(BATCH, dtype=torch.int64)
+    weight, dweight = _empty(HIDDEN), _empty(HIDDEN)
+    x, total, dx, dtotal = (_empty(BATCH, 256, HIDDEN) for _ in range(4))
+
+    def case(name: str, dtype: str, planner: Callable, *tensors: torch.Tensor | None, **settings) -> Case:
+        return Case(name, dtype, HIDDEN, lambda _: planner(*tensors, **settings), {})
+
+    forward, backward = residual_norm_triton.plan_forward, residual_norm_triton.plan_backward
+    for dtype in ("bf16", "fp32"):
+        branch, normed, copy = (_empty(BATCH, 256, HIDDEN, dtype=DTYPES[dtype]) for _ in range(3))
+        name = f"residual_norm {BATCH}x256x{HIDDEN}"
+        yield case(name, dtype, forward, x, branch, weight, keys, total, normed, None, **settings)
+        yield case(name, dtype, backward, total, weight, keys, dtotal, normed, None, dx, branch, dweight, **settings)
+        if dtype == "bf16":
+            name += " with copy"
+            yield case(name, dtype, forward, x, branch, weight, keys, total, normed, copy, **settings)
+            yield case(
+                name, dtype, backward, total, weight, keys, dtotal, normed, copy, dx, branch, dweight, **settings
+            )
+    points, normed, grad, dpoints = (_empty(BATCH * 2048, HIDDEN, dtype=torch.bfloat16) for _ in range(4))
+    settings = {"site": 0, "threshold": 0, "eps": 1.2e-7}
+    name = f"rms_norm {BATCH * 2048}x{HIDDEN}"
+    yield case(name, "bf16", forward, points, None, weight, None, None, normed, None, **settings)
+    yield case(name, "bf16", backward, points, weight, None, None, grad, None, dpoints, None, dweight, **settings)
+
+
+def _adamw_step_cases() -> Iterator[Case]:
+    """All parameters of the published model, each at a multiple of 64."""
+    weights, gradient, exp_avg, exp_avg_sq = (_empty(WEIGHTS_NUMBER) for _ in range(4))
+    count, lr, norm = (_empty() for _ in range(3))
+    healthy, half = _empty(dtype=torch.bool), _empty(WEIGHTS_NUMBER, dtype=torch.bfloat16)
+    settings = {"grad_clip": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "decays": (0.01, 0.1), "late_from": 0}
+    state = weights, gradient, exp_avg, exp_avg_sq, count, lr, healthy, half, norm
+    plan = functools.partial(adamw_step_triton.plan, *state, **settings)
+    yield Case(f"adamw_step {WEIGHTS_NUMBER}", "bf16", HIDDEN, lambda _: plan(), {})
+
+
+def _linear_gelu_cases() -> Iterator[Case]:
+    """The first map of the points, whose bias is a column of ones, and that of a feed-forward."""
+    for dtype in ("bf16", "fp32"):
+        for rows, inputs, biased in ((BATCH * 2048, 128, False), (BATCH * 256, HIDDEN, True)):
+            if dtype == "fp32" and not biased:
+                continue
+            x, weight = (_empty(size, inputs, dtype=DTYPES[dtype]) for size in (rows, FF))
+            out, dout, dy = (_empty(rows, FF, dtype=DTYPES[dtype]) for _ in range(3))
+            bias, dbias = (_empty(FF, dtype=DTYPES[dtype]), _empty(FF)) if biased else (None, None)
+            forward = functools.partial(linear_gelu_triton.plan_forward, x, weight, bias, out)
+            backward = functools.partial(linear_gelu_triton.plan_backward, dout, x, weight, bias, dy, dbias)
+            product = 2.0 * rows * inputs * FF
+            flops = {"_linear_gelu_fwd_kernel": product, "_linear_gelu_bwd_kernel": product}
+            name = f"linear_gelu {rows}x{inputs}x{FF}"
+            yield Case(name, dtype, inputs, lambda _, plan=forward: plan(), flops)
+            yield Case(name, dtype, inputs, lambda _, plan=backward: plan(), flops)

@@ -29,10 +29,16 @@ BUILT = {
     "voxel_sample": ("native", "reference"),
     "merge_vertices": ("native", "reference"),
     "qk_norm_attention": ("triton", "reference"),
+    "qk_norm_attention_kvpacked": ("triton", "reference"),
     "sinkhorn": ("triton", "reference"),
     "segment_cost": ("triton", "reference"),
     "segment_matching": ("triton", "reference"),
     "dropout_add": ("triton", "reference"),
+    "linear_gelu": ("triton", "reference"),
+    "adamw_step": ("triton", "reference"),
+    "point_features": ("triton", "reference"),
+    "residual_norm": ("triton", "reference"),
+    "rms_norm": ("triton", "reference"),
 }
 
 # What "native" runs on a CUDA device; the other operations bring such tensors to the CPU and back.
@@ -61,7 +67,8 @@ def choose(op: str, impl: str, device: str = "cpu", triton_limit: str | None = N
     """The name of the implementation of ``op`` to run for the caller's ``impl``.
 
     Args:
-        device: type of the device that holds the inputs.
+        device: type of the device that holds the inputs. For "meta" tensors "auto" takes Triton where it is installed:
+            the operations give shapes, and nothing is launched.
         triton_limit: why these inputs are beyond the Triton kernels, None where they are not.
 
     Raises:
@@ -73,7 +80,8 @@ def choose(op: str, impl: str, device: str = "cpu", triton_limit: str | None = N
     built = BUILT[op]
     if impl == "auto":
         # The interpreter is there to test kernels, not to compute with.
-        usable = [name for name in built if name != "triton" or (device == "cuda" and triton_limit is None)]
+        on_gpu = device in ("cuda", "meta")
+        usable = [name for name in built if name != "triton" or (on_gpu and triton_limit is None)]
         return next(name for name in usable if _problem(op, name, device) is None)
     if impl not in built:
         raise ImplementationError(
@@ -105,6 +113,9 @@ def _problem(op: str, name: str, device: str) -> str | None:
 def _triton_problem(device: str) -> str | None:
     if not _TRITON_INSTALLED:
         return "triton is not installed; run: pip install triton"
+    if device == "meta":
+        # Shapes alone: nothing is launched, so neither a GPU nor the interpreter matters.
+        return None
     if device == "cpu":
         return None if INTERPRETED else "its tensors are on the CPU; move them to a GPU, or set TRITON_INTERPRET=1"
     if device != "cuda":

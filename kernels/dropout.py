@@ -14,28 +14,33 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
 
 
-def _check(x: Tensor, branch: Tensor, keys: Tensor, site: int, p: float) -> None:
-    check_floating("dropout_add", x=x, branch=branch)
+def check_branch(op: str, x: Tensor, branch: Tensor, site: int, p: float) -> None:
+    """Refuse a residual connection that no implementation can make: TypeError or ValueError."""
+    check_floating(op, x=x, branch=branch)
     if x.shape != branch.shape or x.dim() == 0:
         raise ValueError(
-            f"dropout_add: x and branch must share one shape [B, ...], got {list(x.shape)} and {list(branch.shape)}"
+            f"{op}: x and branch must share one shape [B, ...], got {list(x.shape)} and {list(branch.shape)}"
         )
+    check_devices(op, x=x, branch=branch)
+    if isinstance(site, bool) or not isinstance(site, int):
+        raise TypeError(f"{op}: site must be an integer, not {type(site).__name__}")
+    if not 0 <= site < 1 << 31:
+        raise ValueError(f"{op}: site must be in [0, 2^31), got {site}")
+    if isinstance(p, bool) or not isinstance(p, (int, float)):
+        raise TypeError(f"{op}: p must be a number, not {type(p).__name__}")
+    if not 0 <= p < 1:
+        raise ValueError(f"{op}: p must be in [0, 1), got {p}")
+
+
+def check_keys(op: str, x: Tensor, keys: Tensor) -> None:
+    """Refuse what is no key for each scene of x [B, ...]: TypeError or ValueError."""
     if not isinstance(keys, Tensor):
-        raise TypeError(f"dropout_add: keys must be a tensor, not {type(keys).__name__}")
+        raise TypeError(f"{op}: keys must be a tensor, not {type(keys).__name__}")
     if keys.dtype != torch.int64 or keys.shape != x.shape[:1]:
         raise ValueError(
-            f"dropout_add: keys must be int64 {list(x.shape[:1])}, one for each scene, "
-            f"got {keys.dtype} {list(keys.shape)}"
+            f"{op}: keys must be int64 {list(x.shape[:1])}, one for each scene, got {keys.dtype} {list(keys.shape)}"
         )
-    check_devices("dropout_add", x=x, branch=branch, keys=keys)
-    if isinstance(site, bool) or not isinstance(site, int):
-        raise TypeError(f"dropout_add: site must be an integer, not {type(site).__name__}")
-    if not 0 <= site < 1 << 31:
-        raise ValueError(f"dropout_add: site must be in [0, 2^31), got {site}")
-    if isinstance(p, bool) or not isinstance(p, (int, float)):
-        raise TypeError(f"dropout_add: p must be a number, not {type(p).__name__}")
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout_add: p must be in [0, 1), got {p}")
+    check_devices(op, x=x, keys=keys)
 
 
 def _triton_limit(x: Tensor, branch: Tensor) -> str | None:
@@ -140,7 +145,8 @@ def dropout_add(
 
     Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference.
     """
-    _check(x, branch, keys, site, p)
+    check_branch("dropout_add", x, branch, site, p)
+    check_keys("dropout_add", x, keys)
     if dispatch.choose("dropout_add", impl, x.device.type, _triton_limit(x, branch)) == "reference":
         return dropout_add_reference(x, branch, keys, site, p)
     return _dropout_add(x, branch, keys, site, drop_threshold(p))

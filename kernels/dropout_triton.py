@@ -45,14 +45,35 @@ def _place(count, W: tl.constexpr):
 
 
 @triton.jit
+def site_key(b_key, site):
+    """The keys int64 of scenes with the site folded in, uint64."""
+    return _mix((b_key.to(tl.uint64) ^ site.to(tl.uint64)) + _GOLDEN)
+
+
+@triton.jit
+def skip_words(b_key, words):
+    """The key whose hashes are those of ``b_key`` from position ``words`` on."""
+    return b_key + words.to(tl.uint64) * _GOLDEN
+
+
+@triton.jit
+def hash_words(b_key, o_word):
+    """Hashes at the positions ``o_word`` of ``site_key``; each holds the bits of four elements."""
+    return _mix(skip_words(b_key, o_word + 1))
+
+
+@triton.jit
+def factors_of(b_bits, threshold, scale):
+    """What elements are multiplied by; the lowest 16 bits of each uint64 decide."""
+    return tl.where((b_bits & 0xFFFF).to(tl.int32) >= threshold, scale, 0.0)
+
+
+@triton.jit
 def _factors(p_keys, scene, site, o_word, threshold, scale):
     """[W, 4]"""
-    key = tl.load(p_keys + scene).to(tl.uint64)
-    key = _mix((key ^ site.to(tl.uint64)) + _GOLDEN)
     # [W]
-    b_hash = _mix(key + (o_word + 1).to(tl.uint64) * _GOLDEN)
-    b_bits = (b_hash[:, None] >> (16 * tl.arange(0, 4))[None, :].to(tl.uint64)) & 0xFFFF
-    return tl.where(b_bits.to(tl.int32) >= threshold, scale, 0.0)
+    b_hash = hash_words(site_key(tl.load(p_keys + scene), site), o_word)
+    return factors_of(b_hash[:, None] >> (16 * tl.arange(0, 4))[None, :].to(tl.uint64), threshold, scale)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])

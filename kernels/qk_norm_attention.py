@@ -18,36 +18,53 @@ _INTERPRETED_DTYPES = (torch.float16, torch.float32)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> None:
-    check_floating("qk_norm_attention", q=q, k=k, v=v, log_scale=log_scale)
+    op = "qk_norm_attention"
+    check_floating(op, q=q, k=k, v=v, log_scale=log_scale)
     if q.dim() != 4 or k.dim() != 4:
         raise ValueError(
-            f"qk_norm_attention: q must be [B, Nq, H, D] and k [B, Nk, Hkv, D], "
-            f"got {list(q.shape)} and {list(k.shape)}"
+            f"{op}: q must be [B, Nq, H, D] and k [B, Nk, Hkv, D], got {list(q.shape)} and {list(k.shape)}"
         )
     if k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(
-            f"qk_norm_attention: k and v must share one shape, and B and D with q; "
+            f"{op}: k and v must share one shape, and B and D with q; "
             f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
         )
-    heads, kv_heads = q.shape[2], k.shape[2]
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"qk_norm_attention: {heads} query heads are no multiple of {kv_heads} key heads")
-    if log_scale.shape != (heads,):
-        raise ValueError(f"qk_norm_attention: log_scale must be [{heads}], got {list(log_scale.shape)}")
-    if key_mask is not None and (key_mask.shape != k.shape[:2] or key_mask.dtype != torch.bool):
+    check_devices(op, q=q, k=k, v=v, log_scale=log_scale)
+    _check_heads(op, q, *k.shape[1:3], log_scale, key_mask)
+
+
+def _check_kvpacked(q: Tensor, kv: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> None:
+    op = "qk_norm_attention_kvpacked"
+    check_floating(op, q=q, kv=kv, log_scale=log_scale)
+    if q.dim() != 4 or kv.dim() != 5 or kv.shape[2] != 2:
         raise ValueError(
-            f"qk_norm_attention: key_mask must be bool {list(k.shape[:2])}, "
-            f"got {key_mask.dtype} {list(key_mask.shape)}"
+            f"{op}: q must be [B, Nq, H, D] and kv [B, Nk, 2, Hkv, D], got {list(q.shape)} and {list(kv.shape)}"
         )
-    check_devices("qk_norm_attention", q=q, k=k, v=v, log_scale=log_scale)
+    if kv.shape[0] != q.shape[0] or kv.shape[4] != q.shape[3]:
+        raise ValueError(f"{op}: kv must share B and D with q, got q {list(q.shape)}, kv {list(kv.shape)}")
+    check_devices(op, q=q, kv=kv, log_scale=log_scale)
+    _check_heads(op, q, kv.shape[1], kv.shape[3], log_scale, key_mask)
+
+
+def _check_heads(op: str, q: Tensor, keys: int, kv_heads: int, log_scale: Tensor, key_mask: Tensor | None) -> None:
+    batch, _, heads, _ = q.shape
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"{op}: {heads} query heads are no multiple of {kv_heads} key heads")
+    if log_scale.shape != (heads,):
+        raise ValueError(f"{op}: log_scale must be [{heads}], got {list(log_scale.shape)}")
     if key_mask is not None:
-        check_devices("qk_norm_attention", q=q, key_mask=key_mask)
+        if key_mask.shape != (batch, keys) or key_mask.dtype != torch.bool:
+            raise ValueError(
+                f"{op}: key_mask must be bool {[batch, keys]}, got {key_mask.dtype} {list(key_mask.shape)}"
+            )
+        check_devices(op, q=q, key_mask=key_mask)
 
 
-def _triton_limit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the Triton kernels do not take these inputs, None where they do."""
-    if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        return f"q, k and v must share bfloat16, float16 or float32, got {q.dtype}, {k.dtype}, {v.dtype}"
+def _triton_limit(q: Tensor, **keys: Tensor) -> str | None:
+    """Why the Triton kernels do not take these inputs, None where they do; keys: k and v, or kv."""
+    if q.dtype not in _DTYPES or any(x.dtype != q.dtype for x in keys.values()):
+        found = ", ".join(str(x.dtype) for x in (q, *keys.values()))
+        return f"{', '.join(['q', *keys])} must share bfloat16, float16 or float32, got {found}"
     if q.device.type == "cpu" and q.dtype not in _INTERPRETED_DTYPES:
         return f"Triton's interpreter cannot compute in {q.dtype}; use float32 on the CPU"
     if q.shape[3] not in _HEAD_DIMS:
@@ -55,29 +72,55 @@ def _triton_limit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
-# The schema is inferred from the annotations, and torch < 2.9 knows Optional alone.
-@torch.library.custom_op("wireframe::qk_norm_attention", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Optional[Tensor]  # noqa: UP045
-) -> tuple[Tensor, Tensor]:
-    """(out [B, Nq, H, D], log-sum-exp in base 2, float32 [B, Hkv, Nq * G]) by the Triton kernels."""
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the forward returns, by the Triton kernels."""
     from wireframe.kernels.launch import architecture, run
     from wireframe.kernels.qk_norm_attention_forward import plan_forward
 
-    out, lse = _empty_outputs(q, k)
+    out, lse, *saved = _empty_outputs(q, k)
     if k.shape[1] == 0:
-        return out.zero_(), lse.zero_()
-    run(plan_forward(_rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse, architecture(q.device)))
-    return out, lse
+        return out.zero_(), lse.zero_(), *saved
+    inputs = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask
+    run(plan_forward(*inputs, out, lse, architecture(q.device), saved=tuple(saved)))
+    return out, lse, *saved
 
 
-def _empty_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_outputs(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out [B, Nq, H, D], the log-sum-exp in base 2, float32 [B, Hkv, Nq * G], and ``empty_keys``."""
+    from wireframe.kernels.qk_norm_attention_keys import empty_keys
+
     batch, queries, heads, _ = q.shape
     kv_heads = k.shape[2]
-    return (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device),
-        torch.empty(batch, kv_heads, queries * (heads // kv_heads), dtype=torch.float32, device=q.device),
-    )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, kv_heads, queries * (heads // kv_heads), dtype=torch.float32, device=q.device)
+    return out, lse, *empty_keys(k)
+
+
+def _differentiate(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor,
+    factors: Tensor, bits: Tensor, dk: Tensor, dv: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Fills dk and dv; (dq, dlog_scale), all by the Triton kernels."""
+    from wireframe.kernels.launch import architecture, run
+    from wireframe.kernels.qk_norm_attention_backward import plan_backward
+
+    dq = _like(q)
+    dlog_scale = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
+    if q.shape[0] * q.shape[1] * k.shape[1] == 0:
+        for x in (dq, dk, dv, dlog_scale):
+            x.zero_()
+    else:
+        forward = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse
+        grads = dq, dk, dv, dlog_scale
+        run(plan_backward(_rows(do), *forward, *grads, architecture(q.device), saved=(factors, bits)))
+    return dq, dlog_scale.to(log_scale.dtype)
+
+
+def _like(x: Tensor) -> Tensor:
+    # Not empty_like: that keeps the strides of a view, and results are contiguous.
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -97,49 +140,87 @@ def _scales(log_scale: Tensor) -> Tensor:
     return log_scale.detach().float().contiguous()
 
 
+def _halves(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, Nk, Hkv, D] as views of both [B, Nk, 2, Hkv, D]."""
+    return kv[:, :, 0], kv[:, :, 1]
+
+
+# The schemas are inferred from the annotations, and torch < 2.9 knows Optional alone.
+@torch.library.custom_op("wireframe::qk_norm_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Optional[Tensor]  # noqa: UP045
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _attend(q, k, v, log_scale, key_mask)
+
+
+@torch.library.custom_op("wireframe::qk_norm_attention_kvpacked", mutates_args=())
+def _forward_kvpacked(
+    q: Tensor, kv: Tensor, log_scale: Tensor, key_mask: Optional[Tensor]  # noqa: UP045
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _attend(q, *_halves(kv), log_scale, key_mask)
+
+
 @_forward.register_fake
 def _(q, k, v, log_scale, key_mask):
     return _empty_outputs(q, k)
 
 
+@_forward_kvpacked.register_fake
+def _(q, kv, log_scale, key_mask):
+    return _empty_outputs(q, kv[:, :, 0])
+
+
 @torch.library.custom_op("wireframe::qk_norm_attention_backward", mutates_args=())
 def _backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Optional[Tensor],  # noqa: UP045
-    out: Tensor, lse: Tensor,
+    out: Tensor, lse: Tensor, factors: Tensor, bits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dq, dk, dv, dlog_scale) by the Triton kernels."""
-    from wireframe.kernels.launch import architecture, run
-    from wireframe.kernels.qk_norm_attention_backward import plan_backward
+    """(dq, dk, dv, dlog_scale)."""
+    dk, dv = _like(k), _like(v)
+    dq, dlog_scale = _differentiate(do, q, k, v, log_scale, key_mask, out, lse, factors, bits, dk, dv)
+    return dq, dk, dv, dlog_scale
 
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    dlog_scale = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
-    if q.shape[0] * q.shape[1] * k.shape[1] == 0:
-        return dq.zero_(), dk.zero_(), dv.zero_(), dlog_scale.zero_().to(log_scale.dtype)
-    forward = _rows(q), _rows(k), _rows(v), _scales(log_scale), key_mask, out, lse
-    run(plan_backward(_rows(do), *forward, dq, dk, dv, dlog_scale, architecture(q.device)))
-    return dq, dk, dv, dlog_scale.to(log_scale.dtype)
+
+@torch.library.custom_op("wireframe::qk_norm_attention_kvpacked_backward", mutates_args=())
+def _backward_kvpacked(
+    do: Tensor, q: Tensor, kv: Tensor, log_scale: Tensor, key_mask: Optional[Tensor],  # noqa: UP045
+    out: Tensor, lse: Tensor, factors: Tensor, bits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dq, dkv, dlog_scale)."""
+    dkv = _like(kv)
+    inputs = q, *_halves(kv), log_scale, key_mask
+    dq, dlog_scale = _differentiate(do, *inputs, out, lse, factors, bits, *_halves(dkv))
+    return dq, dkv, dlog_scale
 
 
 @_backward.register_fake
-def _(do, q, k, v, log_scale, key_mask, out, lse):
-    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_scale))
+def _(do, q, k, v, log_scale, *_):
+    return tuple(map(_like, (q, k, v, log_scale)))
+
+
+@_backward_kvpacked.register_fake
+def _(do, q, kv, log_scale, *_):
+    return tuple(map(_like, (q, kv, log_scale)))
 
 
 def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-    # Or lse would cost a tensor of zeros.
+    ctx.mark_non_differentiable(*output[1:])
+    # Or each of those would cost a tensor of zeros.
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx, do: Tensor | None, _) -> tuple[Tensor | None, ...]:
-    if do is None:
-        return (None,) * 5
-    return *_backward(do, *ctx.saved_tensors), None
+def _register_autograd(forward, backward) -> None:
+    def differentiate(ctx, do: Tensor | None, *_) -> tuple[Tensor | None, ...]:
+        # The mask is the last input.
+        grads = (None,) * (len(ctx.needs_input_grad) - 1) if do is None else backward(do, *ctx.saved_tensors)
+        return *grads, None
+
+    forward.register_autograd(differentiate, setup_context=_save)
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+_register_autograd(_forward, _backward)
+_register_autograd(_forward_kvpacked, _backward_kvpacked)
 
 
 def qk_norm_attention(
@@ -171,6 +252,26 @@ def qk_norm_attention(
     The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
     """
     _check(q, k, v, log_scale, key_mask)
-    if dispatch.choose("qk_norm_attention", impl, q.device.type, _triton_limit(q, k, v)) == "triton":
+    if dispatch.choose("qk_norm_attention", impl, q.device.type, _triton_limit(q, k=k, v=v)) == "triton":
         return _forward(q, k, v, log_scale, key_mask)[0]
     return qk_norm_attention_reference(q, k, v, log_scale, key_mask)
+
+
+def qk_norm_attention_kvpacked(
+    q: Tensor,  # [B, Nq, H, D]
+    kv: Tensor,  # [B, Nk, 2, Hkv, D]
+    log_scale: Tensor,  # [H]
+    key_mask: Tensor | None = None,  # [B, Nk] bool
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """``qk_norm_attention`` of keys kv[:, :, 0] and values kv[:, :, 1], with the same bits.
+
+    One projection makes both, and the Triton kernels return their gradient in one piece, contiguous: nothing is copied
+    between the product that makes kv and the products that take its gradient. Arguments, results, errors and
+    derivatives as there.
+    """
+    _check_kvpacked(q, kv, log_scale, key_mask)
+    if dispatch.choose("qk_norm_attention_kvpacked", impl, q.device.type, _triton_limit(q, kv=kv)) == "triton":
+        return _forward_kvpacked(q, kv, log_scale, key_mask)[0]
+    return qk_norm_attention_reference(q, *kv.unbind(2), log_scale, key_mask)

@@ -132,7 +132,7 @@ def _qk_norm_attention_dkv_kernel(
     p_q, p_k, p_v, p_log_scale, p_key, p_words, p_lse, p_do, p_row, p_delta, p_dk, p_dv,
     num_queries, num_keys, kv_heads, key_blocks, words_per_scene,
     stride_qb, stride_qn, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
-    stride_dob, stride_don, stride_doh,
+    stride_dob, stride_don, stride_doh, stride_dkb, stride_dkn, stride_dkh,
     G: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr,
     UNIT_TILES: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -182,7 +182,8 @@ def _qk_norm_attention_dkv_kernel(
     b_dk, _ = _through_norm(b_k, b_dunit * _LN2, b_key)
     # Masked keys are written too, as zeros; keys beyond the last are not there.
     m_store = (n + o_n < num_keys)[:, None]
-    o = (((b * num_keys + n + o_n) * kv_heads + hkv) * D)[:, None] + o_d[None, :]
+    # [BN, D], of both: dv has the strides of dk.
+    o = b * stride_dkb + n.to(tl.int64) * stride_dkn + hkv * stride_dkh + o_n[:, None] * stride_dkn + o_d[None, :]
     tl.store(p_dk + o, tl.where(m_n[:, None], b_dk, 0.0).to(p_dk.dtype.element_ty), mask=m_store)
     tl.store(p_dv + o, b_dv.to(p_dv.dtype.element_ty), mask=m_store)
 
@@ -218,13 +219,15 @@ def plan_backward(
     dv: Tensor,  # [B, Nk, Hkv, D]
     dlog_scale: Tensor,  # [H]
     architecture: int,
+    saved: tuple[Tensor, Tensor] | None = None,
 ) -> list[Launch]:
     """The launches that fill ``dq``, ``dk``, ``dv`` and ``dlog_scale`` from what ``plan_forward`` left.
 
     Args:
         do: as q, any strides but the last; q, k, v, log_scale, key_mask, out, lse: those of the forward.
-        dq, dk, dv: contiguous, the dtype of q; dlog_scale: float32.
+        dq, dk, dv: the dtype of q; dq contiguous; dk and dv of the same strides, the last one 1. dlog_scale: float32.
         architecture: column of the tile table.
+        saved: what the forward left of its keys (``empty_keys``); None: a launch more prepares them again.
     """
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -233,7 +236,7 @@ def plan_backward(
     found = tiles.lookup(architecture, q.dtype, dim)
     row_tile, key_tile = found.dq, found.dkv
     row_blocks, key_blocks = triton.cdiv(rows, row_tile.block_m), triton.cdiv(keys, key_tile.block_n)
-    prepared = plan_keys(k, key_mask)
+    prepared = plan_keys(k, key_mask, saved)
     row, delta = (torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=q.device) for _ in range(2))
     partial = torch.empty(batch, kv_heads, row_blocks, group, dtype=torch.float32, device=q.device)
     shared = {
@@ -252,7 +255,7 @@ def plan_backward(
     grid = (batch * kv_heads * row_blocks,)
     rows_launch = Launch(_qk_norm_attention_dq_kernel, grid, arguments, **tiles.options(row_tile))
     arguments = {
-        **shared, **tiled(key_tile), "p_dk": dk, "p_dv": dv, "key_blocks": key_blocks,
+        **shared, **tiled(key_tile), "p_dk": dk, "p_dv": dv, **strides("dk", dk), "key_blocks": key_blocks,
         "WHOLE": rows % key_tile.block_m == 0,
     }  # fmt: skip
     grid = (batch * kv_heads * key_blocks,)
@@ -262,4 +265,5 @@ def plan_backward(
         "kv_heads": kv_heads, "G": group, "PARTS": 256,
     }  # fmt: skip
     scale_launch = Launch(_qk_norm_attention_dlog_scale_kernel, (heads,), arguments, num_warps=4)
-    return [prepared.launch, rows_launch, keys_launch, scale_launch]
+    launches = [rows_launch, keys_launch, scale_launch]
+    return launches if saved else [prepared.launch, *launches]

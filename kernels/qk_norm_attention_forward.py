@@ -267,6 +267,7 @@ def plan_forward(
     lse: Tensor,  # [B, Hkv, Nq * G]
     architecture: int,
     split: bool | None = None,
+    saved: tuple[Tensor, Tensor] | None = None,
 ) -> list[Launch]:
     """The launches that fill ``out`` and ``lse``.
 
@@ -276,6 +277,7 @@ def plan_forward(
         out, lse: contiguous; lse float32.
         architecture: column of the tile table.
         split: whether each chunk of keys gets programs of its own; None: where the grid would be small otherwise.
+        saved: ``empty_keys`` that the launches fill for the backward; None: new ones.
     """
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -288,7 +290,7 @@ def plan_forward(
     if split is None:
         split = programs < _FEW_PROGRAMS
     split = split and chunks > 1
-    prepared = plan_keys(k, key_mask)
+    prepared = plan_keys(k, key_mask, saved)
     shared = {
         "p_log_scale": log_scale, "p_lse": lse, "num_queries": queries, "kv_heads": kv_heads, "chunks": chunks,
         "G": group, "D": dim, "ALWAYS_RUNNING_MAX": q.dtype == torch.float16,

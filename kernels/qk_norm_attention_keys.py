@@ -3,7 +3,7 @@
 One small launch writes both: inside the loops over keys the sum of squares, its reduction across threads and the change
 of layout are a large part of the instructions. 1 / max(|k|, 1e-12) is float32 [B, Hkv, keys], keys padded to the widest
 tile, 0 for a key that takes no part; admission is one bit a key, int32 [B, words], because a scalar needs no change of
-layout.
+layout. The forward keeps both for the backward.
 """
 
 from __future__ import annotations
@@ -112,12 +112,20 @@ class Keys(NamedTuple):
     launch: Launch
 
 
-def plan_keys(k: Tensor, key_mask: Tensor | None) -> Keys:
+def empty_keys(k: Tensor) -> tuple[Tensor, Tensor]:
     """Factors float32 [B, Hkv, words * 32] and admission bits int32 [B, words], whole words for the widest tile."""
-    batch, keys, kv_heads, dim = k.shape
-    words = tiles.WIDEST // 32 * triton.cdiv(keys, tiles.WIDEST)
+    batch, keys, kv_heads, _ = k.shape
+    # Not triton.cdiv: torch.compile asks for symbolic shapes.
+    words = tiles.WIDEST // 32 * ((keys + tiles.WIDEST - 1) // tiles.WIDEST)
     factors = torch.empty(batch, kv_heads, words * 32, dtype=torch.float32, device=k.device)
-    bits = torch.empty(batch, words, dtype=torch.int32, device=k.device)
+    return factors, torch.empty(batch, words, dtype=torch.int32, device=k.device)
+
+
+def plan_keys(k: Tensor, key_mask: Tensor | None, saved: tuple[Tensor, Tensor] | None = None) -> Keys:
+    """The launch that fills ``saved``, by default new ``empty_keys``."""
+    batch, keys, kv_heads, dim = k.shape
+    factors, bits = saved or empty_keys(k)
+    words = bits.shape[1]
     shared = {"p_key": factors, "p_words": bits, "words_per_scene": words}
     mask = bits if key_mask is None else key_mask.view(torch.uint8)
     arguments = {

@@ -23,7 +23,8 @@ from wireframe.errors import CheckpointError
 from wireframe.perceiver import Perceiver
 from wireframe.train import checkpoint_files, checkpoints
 from wireframe.train.checkpoint_files import FILES, SUMS
-from wireframe.train.config import parse_config
+from wireframe.train.config import OptimizerConfig, parse_config
+from wireframe.train.optimizer import FlatAdamW
 
 SMALL_MODEL = {
     "hidden": 16, "ff": 24, "latent_tokens": 4, "latent_layers": 2, "decoder_layers": 1, "num_heads": 2,
@@ -40,26 +41,24 @@ def settings(**changes):
     return parse_config({"model": SMALL_MODEL, "stages": list(STAGES), "keep_checkpoints": 3, **changes})
 
 
-def small_run(seed=0, device="cpu", **changes):
+def small_run(seed=0, device="cpu", dtype=torch.float32, **changes):
     """A model whose weights are all its own, and its optimiser."""
     model = Perceiver({**SMALL_MODEL, **changes}, seed=seed).train().to(device)
-    head = [p for name, p in model.named_parameters() if ".conf_head." in name]
-    rest = [p for name, p in model.named_parameters() if ".conf_head." not in name]
-    groups = [{"params": rest, "weight_decay": 0.01}, {"params": head, "weight_decay": 0.1}]
-    return model, torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), foreach=True)
+    return FlatAdamW(model, OptimizerConfig(grad_clip=1e9), dtype)
 
 
-def advance(model, optimizer, step):
+def advance(optimizer, step):
     """A step with made-up gradients that are a function of ``step``."""
     g = torch.Generator().manual_seed(step)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=g).to(parameter.device)
-    optimizer.step()
+    parameters = optimizer.parameters()
+    optimizer.collect(0, [torch.randn(p.shape, generator=g).to(p) for p in parameters])
+    device = optimizer.master.device
+    optimizer.step(optimizer.gradients[0], torch.tensor(1e-3, device=device), torch.tensor(True, device=device))
 
 
-def save(out, step, model, optimizer, config=None):
+def save(out, step, optimizer, config=None):
     config = config or settings()
-    return checkpoints.save(out, checkpoints.State(step, 0, None), model, optimizer, config, DATA)
+    return checkpoints.save(out, checkpoints.State(step, 0, None), optimizer, config, DATA)
 
 
 def contents(folder):
@@ -67,13 +66,9 @@ def contents(folder):
 
 
 def same_state(a, b):
-    """Whether (model, optimizer) a and b have the same bits."""
-    pairs = [(a[0].state_dict(), b[0].state_dict())]
-    for p, q in zip(a[0].parameters(), b[0].parameters()):
-        pairs.append((a[1].state[p], b[1].state[q]))
-    return all(
-        x.keys() == y.keys() and all(x[k].dtype == y[k].dtype and torch.equal(x[k], y[k]) for k in x) for x, y in pairs
-    )
+    """Whether the models and optimisers a and b have the same bits."""
+    pairs = [(a.model.state_dict(), b.model.state_dict()), (a.state(), b.state())]
+    return all(x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x) for x, y in pairs)
 
 
 def resealed(folder):
@@ -105,23 +100,23 @@ def killed(out: Path) -> None:
     """Saves that die at each of their acts on the disk, one after the other, then at random moments."""
     # A thread pool does not survive a fork.
     torch.set_num_threads(1)
-    model, optimizer = small_run()
-    advance(model, optimizer, 0)
-    save(out, 1, model, optimizer, _config())
+    optimizer = small_run()
+    advance(optimizer, 0)
+    save(out, 1, optimizer, _config())
     strays = 0
     # The third one drops the first.
     for step in (2, 6, 9):
         act = 1
-        while _dies(lambda step=step, act=act: _die_at(act, lambda: save(out, step, model, optimizer, _config()))):
+        while _dies(lambda step=step, act=act: _die_at(act, lambda: save(out, step, optimizer, _config()))):
             strays += _check(out)
             act += 1
         assert act > 12, f"a save did {act} things to the disk"
     random.seed(7)
     for _ in range(20):
-        _dies(lambda: _save_on_and_on(out, model, optimizer), 0.002 + 0.05 * random.random())
+        _dies(lambda: _save_on_and_on(out, optimizer), 0.002 + 0.05 * random.random())
         strays += _check(out)
     assert strays > 40, f"only {strays} saves were caught in the act"
-    save(out, 10**6, model, optimizer, _config())
+    save(out, 10**6, optimizer, _config())
     assert not _hidden(out), _hidden(out)
     assert len(os.listdir(out / "checkpoints")) == 2
 
@@ -139,7 +134,7 @@ def _check(out) -> int:
     said = []
     found = checkpoints.latest(out, said.append)
     assert found is not None and not said, said
-    checkpoints.load(found, *small_run(1), _config(), DATA, said.append)
+    checkpoints.load(found, small_run(1), _config(), DATA, said.append)
     assert not said, said
     # Older ones too are whole or out of sight.
     for folder in (out / "checkpoints").glob("step-*"):
@@ -165,11 +160,11 @@ def _dies(work, after: float | None = None) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def _save_on_and_on(out, model, optimizer):
+def _save_on_and_on(out, optimizer):
     step = checkpoint_files.check_files(checkpoints.latest(out))["step"]
     while True:
         step += 1
-        save(out, step, model, optimizer, _config())
+        save(out, step, optimizer, _config())
 
 
 def _die_at(act: int, work) -> None:
@@ -200,10 +195,10 @@ def _die_at(act: int, work) -> None:
 
 def full(out: Path) -> None:
     """Saves on a small disk, with less and less room."""
-    model, optimizer = small_run()
+    optimizer = small_run()
     for step in (1, 2):
-        advance(model, optimizer, step)
-        save(out, step, model, optimizer)
+        advance(optimizer, step)
+        save(out, step, optimizer)
     before = {path.name: contents(path) for path in (out / "checkpoints").iterdir()}
     filler = out / "filler"
     room = shutil.disk_usage(out).free
@@ -213,23 +208,23 @@ def full(out: Path) -> None:
     for share in range(10):
         filler.write_bytes(b"x" * (room - needed * share // 10))
         try:
-            save(out, 3, model, optimizer)
+            save(out, 3, optimizer)
         except CheckpointError as problem:
             said.append(str(problem))
         assert {path.name: contents(path) for path in (out / "checkpoints").iterdir()} == before
         filler.unlink()
     assert len(said) == 10 and all("No space left" in line and "\n" not in line for line in said), said
-    save(out, 3, model, optimizer)
+    save(out, 3, optimizer)
     assert checkpoints.latest(out).name == "step-00000003"
     print(said[0])
 
 
 def three_checkpoints(out):
     """A run with the checkpoints of steps 1, 2 and 3."""
-    model, optimizer = small_run()
+    optimizer = small_run()
     for step in (1, 2, 3):
-        advance(model, optimizer, step)
-        save(out, step, model, optimizer)
+        advance(optimizer, step)
+        save(out, step, optimizer)
     return out
 
 

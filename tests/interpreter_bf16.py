@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from wireframe.kernels import dropout, qk_norm_attention
+from wireframe.kernels import adamw_step, dropout, linear_gelu, point_features, qk_norm_attention, residual_norm
 
 
 def bits_of(values):
@@ -81,7 +81,7 @@ def interpreted_bfloat16():
     patches |= {(InterpreterBuilder, name): _refuse for name in ("binary_op", "unary_op", "create_fma")}
     patches[interpreter, "_patch_lang_tensor"] = _index
     # Operations refuse what the interpreter cannot do unpatched.
-    for op in (dropout, qk_norm_attention):
+    for op in (adamw_step, dropout, linear_gelu, point_features, qk_norm_attention, residual_norm):
         patches[op, "_INTERPRETED_DTYPES"] = lambda dtypes: (*dtypes, torch.bfloat16)
     originals = {place: getattr(*place) for place in patches}
     try:

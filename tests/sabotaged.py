@@ -50,10 +50,9 @@ def own_folders():
 def forgotten_moments():
     load = checkpoints.load
 
-    def forget(path, model, optimizer, *arguments):
-        state = load(path, model, optimizer, *arguments)
-        for moments in optimizer.state.values():
-            moments["exp_avg"].zero_()
+    def forget(path, optimizer, *arguments):
+        state = load(path, optimizer, *arguments)
+        optimizer.exp_avg.zero_()
         return state
 
     checkpoints.load = forget

@@ -265,10 +265,19 @@ def test_an_implementation_is_obeyed_or_refused():
     cost, keys = torch.zeros(2, 3, 4, dtype=torch.float64), torch.arange(len(q))
     calls = {
         "qk_norm_attention": lambda impl: ops.qk_norm_attention(q, k, v, log_scale, mask, impl=impl),
+        "qk_norm_attention_kvpacked": lambda impl: ops.qk_norm_attention_kvpacked(
+            q, torch.stack([k, v], 2), log_scale, mask, impl=impl
+        ),
         "sinkhorn": lambda impl: ops.sinkhorn(cost, target_mask, impl=impl),
         "segment_cost": lambda impl: ops.segment_cost(pred, target, weights=WEIGHTS, impl=impl),
         "segment_matching": lambda impl: ops.segment_matching(pred, target, target_mask, weights=WEIGHTS, impl=impl)[0],
         "dropout_add": lambda impl: ops.dropout_add(q, q, keys, site=0, p=0.5, impl=impl),
+        "residual_norm": lambda impl: ops.residual_norm(q, q, q[0, 0, 0], keys, p=0.5, impl=impl).normed,
+        "rms_norm": lambda impl: ops.rms_norm(q, q[0, 0, 0], impl=impl),
+        "point_features": lambda impl: ops.point_features(
+            pred[:, :, 0], *[keys[:1].expand(pred.shape[:2])] * 4, pred[:, :, 0, 0], torch.ones(pred.shape[:2]) > 0,
+            pred[0, :, 0], labels=(13, 2, 29), impl=impl,
+        ),
     }
     chosen = {name for name in ops.__all__ if "impl" in inspect.signature(getattr(ops, name)).parameters}
     assert chosen == set(dispatch.BUILT) and set(ops.__all__) - chosen == {"step_keys"}

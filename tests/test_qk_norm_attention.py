@@ -319,8 +319,8 @@ def test_the_registered_operators_pass_opcheck(queries, keys, mask):
     inputs = [x.detach().requires_grad_() for x in problem[:4]]
     torch.library.opcheck(torch.ops.wireframe.qk_norm_attention.default, (*inputs, problem.key_mask))
     with torch.no_grad():
-        out, lse = torch.ops.wireframe.qk_norm_attention(*problem[:5])
-    arguments = (problem.dout, *problem[:5], out, lse)
+        results = torch.ops.wireframe.qk_norm_attention(*problem[:5])
+    arguments = (problem.dout, *problem[:5], *results)
     torch.library.opcheck(torch.ops.wireframe.qk_norm_attention_backward.default, arguments)
 
 

@@ -19,7 +19,7 @@ from wireframe.train.config import AugmentConfig
 _LARGEST, _TOP_BIT = (1 << 63) - 1, -(1 << 63)
 
 
-def scene_hashes(seed: int, scene_keys: Tensor, stream: int, count: int) -> Tensor:
+def scene_hashes(seed: int, scene_keys: Tensor, stream: int | Tensor, count: int) -> Tensor:
     """int64 [B, count]: the bits of ``hashing.hash64(seed, scene, stream, 0 .. count - 1)`` for every scene.
 
     Args:
@@ -59,11 +59,11 @@ def turn(xyz: Tensor, coefficients: Tensor) -> Tensor:
     return torch.stack([x * t[0] + z * t[1], y, x * t[2] + z * t[3]], dim=-1)
 
 
-def draw_points(seed: int, step: int, scene_keys: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def draw_points(seed: int, step: int | Tensor, scene_keys: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Which points of every scene this step takes: the ``count`` valid ones with the smallest hashes.
 
     Args:
-        seed, step: with the scene's key, the key of the draw.
+        seed, step: with the scene's key, the key of the draw; the step also as int64 [] on the device.
         scene_keys: int64 [B]; mask: bool [B, P], True = a real point.
         count: how many to take, at most P.
 

@@ -1,9 +1,9 @@
 """Checkpoints of a run: one folder a step, complete or not there; nothing is ever unpickled.
 
-``OUT/checkpoints/step-00001000/`` holds ``model.safetensors``, ``optimizer.safetensors`` (AdamW's moments and step
-counts as ``exp_avg:NAME`` and so on), ``state.json`` (step, configuration, fingerprints of the data, versions) and
-``SHA256SUMS``, which ``sha256sum -c`` reads too. A checkpoint is written beside its place and renamed when it is on the
-disk, and older ones are dropped only then: whatever happens, those that were there stay whole.
+``OUT/checkpoints/step-00001000/`` holds ``model.safetensors``, ``optimizer.safetensors`` (the count of updates ``step``
+and AdamW's moments as ``exp_avg:NAME`` and so on), ``state.json`` (step, configuration, fingerprints of the data,
+versions) and ``SHA256SUMS``, which ``sha256sum -c`` reads too. A checkpoint is written beside its place and renamed when
+it is on the disk, and older ones are dropped only then: whatever happens, those that were there stay whole.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from wireframe.train.checkpoint_files import (
     write_files,
 )
 from wireframe.train.config import TrainConfig
+from wireframe.train.optimizer import FlatAdamW
 from wireframe.train.restoring import (
     check_architecture,
     check_config,
     check_data,
     environment,
     environment_changes,
-    optimizer_tensors,
     restore,
 )
 
@@ -77,8 +77,7 @@ def folder(out: Path, step: int) -> Path:
 def save(
     out: Path,
     state: State,
-    model: Perceiver,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdamW,
     config: TrainConfig,
     data: Mapping[str, str],
 ) -> Path:
@@ -98,9 +97,9 @@ def save(
     try:
         _make_parent(final.parent)
         contents = {
-            MODEL: _encode(model.state_dict()),
-            OPTIMIZER: _encode(optimizer_tensors(model, optimizer)),
-            STATE: _encode_state(state, config, data, environment(model)),
+            MODEL: _encode(optimizer.model.state_dict()),
+            OPTIMIZER: _encode(optimizer.state()),
+            STATE: _encode_state(state, config, data, environment(optimizer)),
         }
         if not holds(final, contents):
             _put(final, contents)
@@ -132,8 +131,7 @@ def latest(out: Path, warn: Callable[[str], None] = _warn) -> Path | None:
 
 def load(
     path: Path,
-    model: Perceiver,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdamW,
     config: TrainConfig,
     data: Mapping[str, str],
     warn: Callable[[str], None] = _warn,
@@ -153,14 +151,14 @@ def load(
     state, weights, moments = read_files(path)
     check_config(str(path), state["config"], config)
     check_data(str(path), state["data"], data, config, state["step"])
-    restore(model, optimizer, weights, moments, f"checkpoint {path}")
-    changed = environment_changes(state["environment"], model)
+    restore(optimizer, weights, moments, f"checkpoint {path}")
+    changed = environment_changes(state["environment"], optimizer)
     if changed:
         warn(one_line(f"{path} was made with {', '.join(changed)}: the bits will differ", 600))
     return State(state["step"], state["bad_steps"], state["start"])
 
 
-def start_from(source: str | os.PathLike, model: Perceiver, optimizer: torch.optim.Optimizer) -> dict:
+def start_from(source: str | os.PathLike, optimizer: FlatAdamW) -> dict:
     """Puts the weights of ``source`` into the model and, from a run's checkpoint, the state of its optimiser too.
 
     Args:
@@ -187,12 +185,13 @@ def start_from(source: str | os.PathLike, model: Perceiver, optimizer: torch.opt
     else:
         loaded = Perceiver.from_checkpoint(path)
         architecture, weights = loaded.config, loaded.state_dict()
+    model = optimizer.model
     check_architecture(label, architecture, model.config)
     weights = fit_state(weights, model.state_dict(), label)
     infinite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if infinite:
         raise CheckpointError(f"{label} holds values that are not finite, first in {infinite[0]}; take another one")
-    restore(model, optimizer, weights, moments or {}, label)
+    restore(optimizer, weights, moments or {}, label)
     return {"source": name, "sha256": tensor_sha256(weights), "optimizer": moments is not None}
 
 

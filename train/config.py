@@ -14,6 +14,7 @@ from wireframe.graph import GraphConfig
 from wireframe.perceiver import PerceiverConfig
 
 CONF_TARGETS = ("mass", "rank")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 _FOLDER = Path(__file__).parent / "configs"
 # The published recipe.
@@ -120,9 +121,11 @@ class TrainConfig:
     """A whole run. ``description`` is for the reader alone.
 
     ``micro_batches``: parts of a batch whose gradients are computed apart and added in a fixed tree; part of the bits,
-    and what 1, 2 or more ranks share out. ``dev_val``: that many last rows of each set's train split are held out.
-    ``max_bad_steps``: so many steps in a row may be skipped for a loss or gradient that is not finite. The last
-    ``keep_checkpoints`` checkpoints are kept, and every one at a multiple of ``keep_every`` (0: none).
+    and what 1, 2 or more ranks share out. ``precision``: of the large products, with float32 weights behind them;
+    "auto" is bfloat16 where the device has instructions for it, else float32. ``dev_val``: that many last rows of each
+    set's train split are held out. ``max_bad_steps``: so many steps in a row may be skipped for a loss or gradient that
+    is not finite. The last ``keep_checkpoints`` checkpoints are kept, and every one at a multiple of ``keep_every``
+    (0: none).
     """
 
     stages: tuple[StageConfig, ...]
@@ -134,6 +137,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 353
     micro_batches: int = 1
+    precision: str = "auto"
     dev_val: int = 0
     max_bad_steps: int = 10
     log_every: int = 50
@@ -300,6 +304,8 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(
                 f"stages[{i}].batch_size {stage.batch_size} is no multiple of micro_batches {config.micro_batches}"
             )
+    if config.precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {config.precision!r:.40}")
     _obey(config, _RUN_RULES, "")
 
 

@@ -77,6 +77,8 @@ class TrainingSet:
         self._keys = hashing.key_bits(self.order_ids)
         self._fingerprint = hashlib.sha256(b"".join(store.digests[place] for place in places)).hexdigest()
         self._epochs: dict[tuple[int, int, int], np.ndarray] = {}
+        # Places and keys as tensors, once they are asked for.
+        self._on_device: tuple[Tensor, ...] | None = None
 
     @classmethod
     def from_scenes(
@@ -173,15 +175,41 @@ class TrainingSet:
     def _finish(
         self, seed: int, step: int, rows: np.ndarray, packed: Tensor, augment: AugmentConfig, drawn: int | None
     ) -> Batch:
+        keys = moved(torch.from_numpy(self._keys[rows]), self.device)
+        coefficients = self.turns(seed, step, rows, augment)
+        if coefficients is not None:
+            coefficients = moved(coefficients, self.device)
+        return self._made(seed, step, keys, packed, coefficients, drawn)
+
+    def turns(self, seed: int, step: int, rows: np.ndarray, augment: AugmentConfig) -> Tensor | None:
+        """Coefficients float32 [b, 4] on the CPU of the turns of the scenes ``rows``; None where nothing is turned."""
+        return turns(seed, step, self._keys[rows], augment) if augment.rotate or augment.flip else None
+
+    def batch_on_device(
+        self, seed: int, step: Tensor, rows: Tensor, coefficients: Tensor | None, augment: AugmentConfig, points: int
+    ) -> Batch:
+        """``batch`` of a resident set by operations of the device alone, as a graph can hold them.
+
+        Args:
+            step: int64 []. rows: int64 [b]. coefficients: float32 [b, 4] of ``turns``. All on the device.
+        """
+        if self._on_device is None:
+            tables = (torch.from_numpy(self._places), torch.from_numpy(self._keys))
+            self._on_device = tuple(table.to(self.device) for table in tables)
+        places, keys = (table.index_select(0, rows) for table in self._on_device)
+        return self._made(seed, step, keys, self._store.gather(places), coefficients, self._drawn(augment, points))
+
+    def _made(
+        self, seed: int, step: int | Tensor, keys: Tensor, packed: Tensor, coefficients: Tensor | None,
+        drawn: int | None,
+    ) -> Batch:  # fmt: skip
         inputs = self._layout.unpack(packed)
         target, target_mask = inputs.pop("segments"), inputs.pop("segment_mask")
-        keys = moved(torch.from_numpy(self._keys[rows]), self.device)
         if drawn is not None:
             index, kept = draw_points(seed, step, keys, inputs["mask"], drawn)
             inputs = {name: tensor.gather(1, _like(index, tensor)) for name, tensor in inputs.items()}
             inputs["mask"] = kept
-        if augment.rotate or augment.flip:
-            coefficients = moved(turns(seed, step, self._keys[rows], augment), self.device)
+        if coefficients is not None:
             inputs["xyz_norm"] = turn(inputs["xyz_norm"], coefficients)
             target = turn(target, coefficients)
         return Batch(inputs, target, target_mask, keys)

@@ -7,12 +7,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from wireframe.checkpoint import tensor_sha256
 from wireframe.errors import CheckpointError, ConfigError
@@ -25,10 +24,11 @@ from wireframe.train.config import StageConfig, TrainConfig
 from wireframe.train.data import TrainingSet, load_training_sets, set_for
 from wireframe.train.log import RunLog
 from wireframe.train.made_rows import MadeRows
+from wireframe.train.optimizer import FlatAdamW, product_dtype
 from wireframe.train.ranks import Ranks, join_ranks
-from wireframe.train.restoring import optimizer_tensors
 from wireframe.train.stage_end import finish_stage
-from wireframe.train.step import StepResult, make_optimizer, train_step
+from wireframe.train.step import StepResult
+from wireframe.train.steps import Stage, Told, steps_of
 from wireframe.train.stopping import GaveUp, Stopped, StopRequest
 
 
@@ -39,13 +39,17 @@ class Run(NamedTuple):
     sets: dict[int, TrainingSet]
     fingerprints: dict[str, str]
     out: Path
-    model: Perceiver
-    optimizer: torch.optim.Optimizer
+    optimizer: FlatAdamW
     ranks: Ranks
     request: StopRequest
     log: RunLog
     evaluate: bool
     progress: bool
+
+    @property
+    def model(self) -> Perceiver:
+        """The model with its float32 weights."""
+        return self.optimizer.model
 
     def set_of(self, stage: StageConfig) -> TrainingSet:
         return self.sets[_set_of(stage, self.sets, self.config)]
@@ -53,8 +57,11 @@ class Run(NamedTuple):
     def save(self, state: State) -> None:
         """Writes a checkpoint; every process comes here, the first one writes."""
         if self.ranks.is_first:
-            checkpoints.save(self.out, state, self.model, self.optimizer, self.config, self.fingerprints)
+            checkpoints.save(self.out, state, self.optimizer, self.config, self.fingerprints)
         self.ranks.wait()
+
+    def stage(self, index: int) -> Stage:
+        return Stage(self.config, index, self.set_of(self.config.stages[index]), self.optimizer, self.ranks)
 
 
 def train(
@@ -120,16 +127,17 @@ def train(
         for stage in config.stages[first : last + 1]:
             _set_of(stage, sets, config)
         model = Perceiver(config.model, seed=config.seed).train().to(ranks.device)
-        optimizer = make_optimizer(model, config.optimizer)
+        dtype, mine = product_dtype(config.precision, ranks.device), len(ranks.share(config.micro_batches))
+        optimizer = FlatAdamW(model, config.optimizer, dtype, mine)
         fingerprints = {str(points): found.fingerprint() for points, found in sorted(sets.items())}
-        state = _begin(config, out, first, init, model, optimizer, fingerprints, say)
+        state = _begin(config, out, first, init, optimizer, fingerprints, say)
         if ranks.size > 1:
-            tensors = [model.state_dict(), optimizer_tensors(model, optimizer)]
+            tensors = [model.state_dict(), optimizer.state()]
             ranks.agree(json.dumps([state, fingerprints, config.to_dict(), *map(tensor_sha256, tensors)]))
         end = config.stage_start(last + 1)
         path = out / "log.jsonl" if ranks.is_first else None
         with RunLog(path, state.step, end, config.log_every, progress) as log:
-            run = Run(config, sets, fingerprints, out, model, optimizer, ranks, request, log, evaluate, progress)
+            run = Run(config, sets, fingerprints, out, optimizer, ranks, request, log, evaluate, progress)
             if state.step > config.stage_start(first):
                 log.event(state.step, "resumed")
             if stop_after is not None and stop_after <= config.stage_start(first):
@@ -161,14 +169,13 @@ def _begin(
     out: Path,
     first: int,
     init: str | os.PathLike | None,
-    model: Perceiver,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdamW,
     data: dict[str, str],
     say: Callable[[str], None],
 ) -> State:
     """Weights, optimiser and step to go on from."""
     begin = config.stage_start(first)
-    given = checkpoints.start_from(init, model, optimizer) if init is not None else None
+    given = checkpoints.start_from(init, optimizer) if init is not None else None
     found = checkpoints.latest(out, say)
     if found is None:
         if any((out / "checkpoints").glob("step-*")):
@@ -178,7 +185,7 @@ def _begin(
         if first and given is None:
             raise ConfigError(f"stage {first + 1} goes on from a checkpoint, and {out} holds none; give --init")
         return State(begin, 0, given)
-    state = checkpoints.load(found, model, optimizer, config, data, say)
+    state = checkpoints.load(found, optimizer, config, data, say)
     if given is not None and given["sha256"] != (state.start or {}).get("sha256"):
         raise CheckpointError(f"{found} did not begin with --init {os.fspath(init)}; choose another --out")
     if state.step < begin:
@@ -203,43 +210,55 @@ def _run_stages(run: Run, state: State, stages: range, last: int) -> Path:
 
 def _run_stage(run: Run, state: State, index: int, last: int) -> State:
     """Steps until ``last`` finished ones, within stage ``index``."""
-    config, stage = run.config, run.config.stages[index]
-    begin, end = config.stage_start(index), config.stage_start(index + 1)
-    rows = run.set_of(stage)
-    requests = _requests(run, rows, index, state.step, last)
+    end = run.config.stage_start(index + 1)
     bad: dict[int, StepResult] = {}
-    with contextlib.closing(rows.batches(requests, config.seed, config.augment, stage.points)) as batches:
+    # A span that runs while the one before it is read.
+    waiting: Told | None = None
+    started = state.step
+    with steps_of(run.stage(index), state.step, last) as steps:
         while state.step < last:
-            step = state.step
-            lr = stage.lr_at(step - begin)
-            mine = [next(batches) for _ in run.ranks.share(config.micro_batches)]
-            result = train_step(
-                run.model, run.optimizer, mine, config, stage, step, lr, run.ranks, run.request.asked
-            )
-            state = State(step + 1, 0 if result.applied else state.bad_steps + 1, state.start)
-            fields = {"stage": stage.name, **result.means(), "grad_norm": result.grad_norm, "lr": lr}
-            run.log.step(state.step, {**fields, "bad_steps": state.bad_steps})
-            if not result.applied:
-                bad[step] = result
-                run.log.event(state.step, "bad step", scenes=_scenes_of(run, step))
-                if state.bad_steps > config.max_bad_steps:
-                    raise _gave_up(run, state, bad)
-            if state.step % config.save_every == 0 or state.step in (end, last) or result.stop:
+            stop = run.request.asked
+            told, waiting = waiting, None
+            if started < last and not (stop and told):
+                span = _span_end(run, started, min(last, started + steps.longest))
+                waiting, started = steps.start(started, span, stop), span
+            if told:
+                state, _ = _record(run, index, state, told, bad)
+            saving = started % run.config.save_every == 0 or started in (end, last) or stop
+            if waiting and (saving or not steps.ahead):
+                state, agreed = _record(run, index, state, waiting, bad)
+                waiting, stop = None, stop if run.ranks.size == 1 else agreed
+            if state.step == started and (saving or stop):
                 run.save(state)
-            if result.stop and state.step < end:
-                raise _stopped(run, state)
+                if stop and state.step < end:
+                    raise _stopped(run, state)
     return state
 
 
-def _requests(run: Run, rows: TrainingSet, index: int, step: int, last: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(step, rows) of every micro-batch of this process, in order."""
-    config, size = run.config, run.config.stages[index].batch_size
-    part = size // config.micro_batches
-    begin = config.stage_start(index)
-    for at in range(step, last):
-        batch = rows.order(config.seed, index, (at - begin) * size, size)
-        for micro in run.ranks.share(config.micro_batches):
-            yield at, batch[micro * part : (micro + 1) * part]
+def _span_end(run: Run, begin: int, most: int) -> int:
+    """The end of the span that begins at a step: the next line of the log or checkpoint, or ``most``."""
+    return min(most, *((begin // every + 1) * every for every in (run.config.log_every, run.config.save_every)))
+
+
+def _record(run: Run, index: int, state: State, told: Told, bad: dict[int, StepResult]) -> tuple[State, bool]:
+    """Logs what finished steps told and counts bad ones; the state behind them, and whether some rank wants to stop.
+
+    Raises:
+        GaveUp: too many were bad in a row.
+    """
+    config, stage = run.config, run.config.stages[index]
+    for result in told.results():
+        step = state.step
+        state = State(step + 1, 0 if result.applied else state.bad_steps + 1, state.start)
+        lr = stage.lr_at(step - config.stage_start(index))
+        fields = {"stage": stage.name, **result.means(), "grad_norm": result.grad_norm, "lr": lr}
+        run.log.step(state.step, {**fields, "bad_steps": state.bad_steps})
+        if not result.applied:
+            bad[step] = result
+            run.log.event(state.step, "bad step", scenes=_scenes_of(run, step))
+            if state.bad_steps > config.max_bad_steps:
+                raise _gave_up(run, state, bad)
+    return state, result.stop
 
 
 def _stopped(run: Run, state: State) -> Stopped:
@@ -249,11 +268,8 @@ def _stopped(run: Run, state: State) -> Stopped:
 
 def _scenes_of(run: Run, step: int) -> list[str]:
     """The ids of the scenes of a step's batch."""
-    index, local = run.config.stage_at(step)
-    stage = run.config.stages[index]
-    rows = run.set_of(stage)
-    order = rows.order(run.config.seed, index, local * stage.batch_size, stage.batch_size)
-    return [rows.order_ids[row] for row in order]
+    stage = run.stage(run.config.stage_at(step)[0])
+    return [stage.rows.order_ids[row] for row in stage.scenes(step)]
 
 
 def _gave_up(run: Run, state: State, known: dict[int, StepResult]) -> GaveUp:

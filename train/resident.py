@@ -60,8 +60,11 @@ class Resident:
 
     def fetch(self, index: np.ndarray) -> Tensor:
         """Rows int64 [B] as uint8 [B, R]."""
-        rows = self._rows.index_select(0, moved(torch.from_numpy(index), self.device))
-        return rows.view(torch.uint8)
+        return self.gather(moved(torch.from_numpy(index), self.device))
+
+    def gather(self, index: Tensor) -> Tensor:
+        """``fetch`` of an index on the device."""
+        return self._rows.index_select(0, index).view(torch.uint8)
 
     def fetch_all(self, requests: Iterable[Item], index: Callable[[Item], np.ndarray]) -> Iterator[tuple[Item, Tensor]]:
         """Every request with its rows, in order."""

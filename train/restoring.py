@@ -14,17 +14,15 @@ from torch import Tensor
 
 import wireframe
 from wireframe.errors import CheckpointError, one_line
-from wireframe.perceiver import Perceiver, PerceiverConfig
+from wireframe.perceiver import PerceiverConfig
 from wireframe.train.config import TrainConfig
 from wireframe.train.data import set_for
+from wireframe.train.optimizer import FlatAdamW
 
 # Settings that change what is written down, kept or scored, not what is computed.
 _FREE_KEYS = (
     "description", "log_every", "save_every", "keep_checkpoints", "keep_every", "max_bad_steps", "graph", "evaluation",
 )  # fmt: skip
-
-# What AdamW keeps of a parameter.
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 # Settings of a model that its weights do not show.
 _NOT_ARCHITECTURE = ("dropout", "num_points", "cross_attn_interval")
@@ -69,59 +67,22 @@ def _numbers(data: Mapping[str, str]) -> list[int]:
     return [int(key) for key in data if key.isascii() and key.isdigit() and len(key) < 10]
 
 
-def optimizer_tensors(model: Perceiver, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimiser keeps, as ``KEY:PARAMETER``; ``restore`` reverses it."""
-    return {
-        f"{key}:{name}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def restore(optimizer: FlatAdamW, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], label: str) -> None:
+    """Fills the model and its optimiser, on their device; with a CheckpointError neither is touched.
+
+    Args:
+        moments: what ``FlatAdamW.state`` gave; empty for an optimiser that begins anew.
+    """
+    _check_names(weights, optimizer.model.state_dict(), f"{label} does not fit the model")
+    if moments:
+        _check_names(moments, optimizer.state(), f"{label} does not fit the optimiser")
+    optimizer.load(weights, moments)
 
 
-def restore(
-    model: Perceiver,
-    optimizer: torch.optim.Optimizer,
-    weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
-    label: str,
-) -> None:
-    """Fills model and optimiser, on the model's device; with a CheckpointError neither is touched."""
-    expected = model.state_dict()
-    for name in sorted(weights.keys() | expected.keys()):
-        if name not in weights or name not in expected or not _alike(weights[name], expected[name]):
-            raise CheckpointError(one_line(f"{label} does not fit the model: {name}", 600))
-    restored = _optimizer_state(moments, model, optimizer, label)
-    model.load_state_dict(weights)
-    optimizer.state.clear()
-    optimizer.state.update(restored)
-
-
-def _optimizer_state(
-    moments: Mapping[str, Tensor], model: Perceiver, optimizer: torch.optim.Optimizer, label: str
-) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimiser keeps, by parameter, where it wants it: step counts on the CPU, unless it reads them on the
-    device (fused, capturable)."""
-    on_device = {
-        parameter: bool(group.get("capturable") or group.get("fused"))
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    restored, left = {}, dict(moments)
-    for name, parameter in model.named_parameters():
-        if not any(f"{key}:{name}" in moments for key in _MOMENTS):
-            continue
-        values = {key: left.pop(f"{key}:{name}", None) for key in _MOMENTS}
-        for key, value in values.items():
-            like = parameter if key != "step" else torch.zeros((), dtype=torch.float32)
-            if value is None or not _alike(value, like):
-                raise CheckpointError(one_line(f"{label} does not fit the optimiser: {key}:{name}", 600))
-            device = parameter.device if key != "step" or on_device[parameter] else "cpu"
-            # Memory of torch's own, as the optimiser would have made it.
-            values[key] = torch.empty_like(value, device=device).copy_(value)
-        restored[parameter] = values
-    if left:
-        raise CheckpointError(one_line(f"{label} does not fit the optimiser: {min(left)}", 600))
-    return restored
+def _check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected or not _alike(found[name], expected[name]):
+            raise CheckpointError(one_line(f"{problem}: {name}", 600))
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
@@ -157,9 +118,9 @@ def _shown(value: Any) -> str:
     return one_line(json.dumps(value), 60)
 
 
-def environment(model: Perceiver) -> dict:
-    """Versions, device and threads: what the bits depend on besides configuration and data."""
-    device = next(model.parameters()).device
+def environment(optimizer: FlatAdamW) -> dict:
+    """Versions, device, threads and precision: what the bits depend on besides configuration and data."""
+    device = optimizer.master.device
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -172,14 +133,15 @@ def environment(model: Perceiver) -> dict:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "precision": str(optimizer.dtype).removeprefix("torch."),
     }
 
 
-def environment_changes(theirs: dict, model: Perceiver) -> list[str]:
+def environment_changes(theirs: dict, optimizer: FlatAdamW) -> list[str]:
     """What of another environment, read from a checkpoint, is not as here and may change bits; one text each."""
     # Python computes nothing of it, and with the model on a GPU the CPU's threads share no sum.
-    free = ("python", "threads") if next(model.parameters()).is_cuda else ("python",)
-    a, b = ({k: v for k, v in values.items() if k not in free} for values in (theirs, environment(model)))
+    free = ("python", "threads") if optimizer.master.is_cuda else ("python",)
+    a, b = ({k: v for k, v in values.items() if k not in free} for values in (theirs, environment(optimizer)))
     return [f"{name} {x} (here {y})" for name, x, y in differences(a, b)]
 
 

@@ -67,7 +67,10 @@ def encode_checkpoint(state: Mapping[str, Tensor], config: PerceiverConfig, args
         config: recorded under "args", with the variant of the published model that this one is.
         args: further plain values for "args".
     """
-    weights = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    # Memory of its own each: of a view torch.save writes all that it is a view of.
+    weights = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
     buffer = io.BytesIO()
     torch.save({"model": weights, "args": {**_FIXED_ARGS, **config.to_dict(), **args}}, buffer)
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import wireframe
 from wireframe.arguments import add_workers, fraction, non_negative, path, positive, probability, size
+from wireframe.bench import cli as benching
 from wireframe.errors import ConfigError, WireframeError, one_line
 from wireframe.train import cli as training
 
@@ -272,29 +273,6 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bench_arguments(command: argparse.ArgumentParser) -> None:
-    # What wireframe.kernels.launch plans for, and no import for --help.
-    architectures = (80, 86, 89, 90)
-    command.add_argument("part", choices=("static",), help="static: compile every kernel without a GPU and report")
-    command.add_argument(
-        "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
-    )
-    command.add_argument("--out", type=path, help="JSON file for the report; rows of other architectures stay in it")
-    command.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
-    add_workers(command)
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    from wireframe.bench import static
-
-    if arguments.check and arguments.out:
-        raise ConfigError("--check compares with a report and --out writes one: choose")
-    how = {"workers": arguments.workers, "progress": not arguments.quiet}
-    if arguments.check:
-        return static.check(arguments.check, **how)
-    return static.run(arguments.arch, arguments.out, **how)
-
-
 _COMMANDS = {
     "doctor": (_doctor_arguments, _doctor, "what is installed, which implementations run here, what a data set holds"),
     "synth": (_synth_arguments, _synth, "write synthetic raw scenes as tars"),
@@ -304,6 +282,6 @@ _COMMANDS = {
     "eval": (_eval_arguments, _eval, "predict and score scenes with ground truth"),
     "report": (training.report_arguments, training.report, "write a training run's curves, scores and worst scenes"),
     "verify": (training.verify_arguments, training.verify, "compare two checkpoints bit by bit, or train twice and do"),
-    "bench": (_bench_arguments, _bench, "compile every kernel for every architecture ahead of time, and check it"),
+    "bench": (benching.bench_arguments, benching.bench, "compile and check every kernel; time or model a step"),
     "demo": (_demo_arguments, _demo, "predict, score and draw held-out synthetic scenes with the shipped model"),
 }

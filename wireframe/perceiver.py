@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from wireframe.errors import ConfigError
-from wireframe.layers import Layer, RMSNorm, Table
+from wireframe.kernels import ops
+from wireframe.layers import Layer, Linear, RMSNorm, Table, run_layers
 from wireframe.segments import decode_segments
 from wireframe.tokens import Tokenizer, token_width
 
@@ -98,14 +99,14 @@ class Prediction(NamedTuple):
 
 
 class Segmenter(nn.Module):
-    """Tokens to segments: latents read the points, queries read the latents."""
+    """Points to segments: latents read the points, queries read the latents."""
 
     def __init__(self, config: PerceiverConfig) -> None:
         super().__init__()
         width, hidden = token_width(config.behind_emb_dim), config.hidden
         self.dropout = config.dropout
         self.input_proj = nn.Sequential(
-            nn.Linear(width, config.ff), nn.GELU(), nn.Linear(config.ff, hidden), RMSNorm(hidden)
+            nn.Linear(width, config.ff), nn.GELU(), Linear(config.ff, hidden), RMSNorm(hidden)
         )
         sizes = (hidden, config.ff, config.num_heads, config.kv_heads_cross, config.kv_heads_self, config.dropout)
         self.latent_embed = Table(config.latent_tokens, hidden)
@@ -132,22 +133,29 @@ class Segmenter(nn.Module):
         nn.init.normal_(self.query_offsets, std=0.05)
         nn.init.zeros_(self.conf_head.bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the large products are computed in."""
+        return self.input_proj[2].weight.dtype
+
     def forward(
         self,
-        tokens: Tensor,  # [B, T, token_width]
+        features: Tensor,  # [B, T, width]
+        weight: Tensor,  # [ff, width]
         mask: Tensor,  # [B, T] bool
         dropout_keys: Tensor | None = None,  # [B] int64
     ) -> Prediction:
-        batch = tokens.shape[0]
+        """Features of points and the first linear map as they read it come from the tokenizer."""
+        batch = len(features)
         if dropout_keys is None and self.training and self.dropout > 0:
-            dropout_keys = torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), device=tokens.device)
-        points = self.input_proj(tokens.to(self.input_proj[0].weight.dtype))
-        x = self.latent_embed.weight.expand(batch, -1, -1)
-        for layer in self.latent_layers:
-            x = layer(x, points, mask, dropout_keys)
-        queries = self.query_embed.weight.expand(batch, -1, -1)
-        for layer in self.decoder_layers:
-            queries = layer(queries, x, None, dropout_keys)
+            dropout_keys = torch.randint(-(1 << 63), (1 << 63) - 1, (batch,), device=features.device)
+        points = self.input_proj[2](ops.linear_gelu(features, weight))
+        points = self.input_proj[3](points, self.dtype)
+        latents = run_layers(self.latent_layers, self.latent_embed.weight, points, mask, dropout_keys)
+        # The heads stay in float32: in bfloat16 a midpoint would be off by centimetres.
+        queries = run_layers(
+            self.decoder_layers, self.query_embed.weight, latents.to(self.dtype), None, dropout_keys
+        )
         segments = decode_segments(self.segment_head(queries), self.query_offsets[:, 0])
         return Prediction(segments, self.conf_head(queries).squeeze(-1).to(segments.dtype))
 
@@ -198,11 +206,10 @@ class Perceiver(nn.Module):
         Raises:
             ValueError: a missing key, a wrong shape or (seen on the CPU only) a label out of its table.
         """
-        tokens = self.tokenizer(batch)
-        mask = batch["mask"]
-        # A NaN in a masked point must not reach the weight gradients of the projections.
-        tokens = torch.where(mask[..., None], tokens, 0.0)
-        return self.segmenter(tokens, mask, dropout_keys)
+        first = self.segmenter.input_proj[0]
+        features = self.tokenizer.features(batch, self.segmenter.dtype)
+        weight = self.tokenizer.fold(first.weight, first.bias, self.segmenter.dtype)
+        return self.segmenter(features, weight, batch["mask"], dropout_keys)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` (the layout of huggingface_hub's mixin), atomically.

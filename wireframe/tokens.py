@@ -1,17 +1,26 @@
 """Tokens of a labelled point: position, Fourier features, embeddings of its labels and its votes.
 
-Source: S23DR 2026 baseline (``behind_emb_dim=8, vote_features=True``).
+Source: S23DR 2026 baseline (``behind_emb_dim=8, vote_features=True``). The first linear map has one column a number of
+a token, in the order
+
+    xyz 3 | sin 32 | cos 32 | embedding of class_id 16 | of source 2 | of behind 8 | views 1 | fraction 1
+
+Tokens themselves are never made: an embedding is a one-hot row times a table, so the map is folded with the tables and
+multiplies ``ops.point_features``, which depend on no parameter. The gradients of tables and bias then are columns of
+that of the folded map, one product with sums in a fixed order instead of a scattered one over all points.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from wireframe.classes import GESTALT_NAMES, POINT_CLASSES
+from wireframe.kernels import ops
+from wireframe.kernels.point_features_reference import feature_width
 from wireframe.layers import Table
 
 FOURIER_BANDS = 32
@@ -20,9 +29,8 @@ LABEL_DIM = 16
 SOURCES = 2
 SOURCE_DIM = 2
 
-# Mean and spread of the vote features over the training scenes.
-VIEWS_MEAN, VIEWS_STD = 2.7, 1.0
-FRACTION_MEAN, FRACTION_STD = 0.5, 0.25
+# Rows of the tables: class_id, source, behind (0: nothing).
+LABELS = (len(POINT_CLASSES), SOURCES, len(GESTALT_NAMES) + 1)
 
 # The arrays of a sampled row that the model reads.
 MODEL_INPUTS = ("xyz_norm", "class_id", "source", "mask", "behind", "n_views_voted", "vote_frac")
@@ -33,8 +41,8 @@ def token_width(behind_emb_dim: int) -> int:
     return 3 + 2 * FOURIER_BANDS + LABEL_DIM + SOURCE_DIM + behind_emb_dim + 2
 
 
-class FourierFeatures(nn.Module):
-    """sin and cos of 2 pi x B^T for fixed random frequencies B [32, 3]."""
+class Frequencies(nn.Module):
+    """Fixed random frequencies B [32, 3] of the Fourier features, in cycles per unit of length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,59 +58,67 @@ class FourierFeatures(nn.Module):
             self.B = frequencies.to(self.B.device)
         return self
 
-    def forward(self, xyz: Tensor) -> Tensor:
-        """[..., 3] to [..., 64]: 32 sines, then 32 cosines, in float32 (float64 for float64)."""
-        x = xyz.to(self.B.dtype if xyz.element_size() < 4 else xyz.dtype) * (2.0 * math.pi)
-        # Written out instead of a matrix product: TF32 or autocast would ruin arguments of this size.
-        b = self.B
-        angle = x[..., 0:1] * b[:, 0] + x[..., 1:2] * b[:, 1] + x[..., 2:3] * b[:, 2]
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
 
 class Tokenizer(nn.Module):
-    """Sampled points to tokens [B, T, 95] (``token_width(behind_emb_dim)``)."""
+    """Frequencies and tables of the tokens; what the first linear map reads, and that map as it reads it."""
 
     def __init__(self, behind_emb_dim: int = 8) -> None:
         super().__init__()
-        self.pos_enc = FourierFeatures()
-        self.label_emb = Table(len(POINT_CLASSES), LABEL_DIM)
-        self.src_emb = Table(SOURCES, SOURCE_DIM)
-        self.behind_emb = Table(len(GESTALT_NAMES) + 1, behind_emb_dim)
+        classes, sources, behind = LABELS
+        self.pos_enc = Frequencies()
+        self.label_emb = Table(classes, LABEL_DIM)
+        self.src_emb = Table(sources, SOURCE_DIM)
+        self.behind_emb = Table(behind, behind_emb_dim)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Tokens of a batch.
+    def features(self, batch: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows of a batch's points, whose product with ``fold``'s weight is that of the tokens with the map.
 
         Args:
-            batch: xyz_norm float32 [B, T, 3]; class_id uint8, source uint8, mask bool, behind int16,
+            batch: xyz_norm float32 [B, T, 3]; class_id uint8, source uint8, mask bool, behind int16 (-1 reads row 0),
                 n_views_voted uint8, vote_frac float32 [B, T]. Other keys are ignored.
+            dtype: of the result.
 
         Returns:
-            float32 [B, T, 95]: xyz (3), Fourier features (64), embeddings of class_id (16), source (2) and
-            behind (8; -1 reads row 0), (n_views_voted - 2.7) / 1.0, (vote_frac - 0.5) / 0.25.
+            [B, T, 128], columns as ``ops.point_features`` says; zeros for a masked point, whatever it holds.
 
         Raises:
             ValueError: a missing key, a wrong shape or (seen on the CPU only) a label out of its table.
         """
         check_batch(batch)
-        xyz = batch["xyz_norm"]
-        behind = batch["behind"].clamp_min(0)
-        self._check_labels(batch, behind)
-        views = (batch["n_views_voted"].to(xyz.dtype) - VIEWS_MEAN) / VIEWS_STD
-        fraction = (batch["vote_frac"].to(xyz.dtype) - FRACTION_MEAN) / FRACTION_STD
-        return torch.cat([
-            xyz,
-            self.pos_enc(xyz),
-            self.label_emb(batch["class_id"].long()),
-            self.src_emb(batch["source"].long()),
-            self.behind_emb(behind.long()),
-            views[..., None],
-            fraction[..., None],
-        ], dim=-1)
+        self._check_labels(batch)
+        return ops.point_features(
+            batch["xyz_norm"], batch["class_id"], batch["source"], batch["behind"], batch["n_views_voted"],
+            batch["vote_frac"], batch["mask"], self.pos_enc.B, labels=LABELS, dtype=dtype,
+        )  # fmt: skip
 
-    def _check_labels(self, batch: Mapping[str, Tensor], behind: Tensor) -> None:
+    def fold(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The first linear map as a weight for ``features``: rows x weight^T = tokens x W^T + bias.
+
+        Args:
+            weight: [ff, 95] (``token_width(behind_emb_dim)``). bias: [ff] or None.
+            dtype: of the result; computed in float32 (in float64 for float64) and rounded once.
+
+        Returns:
+            [ff, 128], differentiable in weight, bias and the tables.
+        """
+        working = torch.float64 if torch.float64 in (weight.dtype, dtype) else torch.float32
+        tables = [table.weight.to(working) for table in (self.label_emb, self.src_emb, self.behind_emb)]
+        dims = sum(table.shape[1] for table in tables)
+        xyz, waves, embedded, votes = weight.to(working).split([3, 2 * FOURIER_BANDS, dims, 2], 1)
+        bias = weight.new_zeros(len(weight), dtype=working) if bias is None else bias.to(working)
+        columns = [waves, xyz, votes, bias[:, None]]
+        # Rows without an embedding become the columns of zeros at the end.
+        rest = feature_width(FOURIER_BANDS, LABELS) - sum(part.shape[1] for part in columns) - sum(LABELS)
+        rows = torch.block_diag(*tables, tables[0].new_zeros(rest, 0))
+        with _without_autocast(weight.device.type):
+            columns.append(embedded @ rows.T)
+        return torch.cat(columns, 1).to(dtype)
+
+    def _check_labels(self, batch: Mapping[str, Tensor]) -> None:
         # Reading a value back from a GPU would stop its queue (and is impossible while a graph is captured).
-        if behind.device.type != "cpu" or torch.compiler.is_compiling():
+        if batch["behind"].device.type != "cpu" or torch.compiler.is_compiling():
             return
+        behind = batch["behind"].clamp_min(0)
         tables = (("class_id", batch["class_id"], self.label_emb), ("source", batch["source"], self.src_emb),
                   ("behind", behind, self.behind_emb))
         for key, values, table in tables:
@@ -111,6 +127,11 @@ class Tokenizer(nn.Module):
                     f"batch[{key!r}] holds {int(values.min())} to {int(values.max())}; "
                     f"labels run from 0 to {table.num_embeddings - 1}"
                 )
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
 
 
 def check_batch(batch: Mapping[str, Tensor]) -> None:

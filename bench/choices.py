@@ -1,10 +1,13 @@
-"""The choices of the loss that were never published, on held-out scenes: ``python -m wireframe.bench.loss_choices``.
+"""What was never published, and what is ours to choose, on held-out scenes: ``python -m wireframe.bench.choices WHAT``.
 
-Trains ``train/configs/small.json`` with each choice and each seed, several runs at once, scores the model of every
-stage on held-out rows, and prints two tables: HSS by choice, and HSS by stage for the first one. A run or a score that
-is there already is not made again: training and scoring can be done on two machines; without hoho2025 it trains alone.
+``loss``: cost weights and the target of the confidence. ``precision``: float32 against bfloat16 products; a CPU without
+instructions for them rounds to bfloat16 around float32 products, which gives what they give but for the order of sums.
 
-    python -m wireframe.bench.loss_choices --data rows/512 --data rows/1024 --out out/choices --jobs 2
+Trains a configuration with each choice and each seed, several runs at once, scores the model of every stage on held-out
+rows, and prints two tables: HSS by choice, and HSS by stage for the first one. A run or a score that is there already
+is not made again: training and scoring can be done on two machines; without hoho2025 it trains alone.
+
+    python -m wireframe.bench.choices loss --data rows/512 --data rows/1024 --out out/choices --jobs 2
 """
 
 from __future__ import annotations
@@ -22,46 +25,51 @@ from wireframe.arguments import positive
 from wireframe.bench.timing import describe_machine, heading
 from wireframe.errors import MissingPackageError
 from wireframe.scoring import require_hoho
-from wireframe.train.config import SMALL_CONFIG, TrainConfig, load_config
+from wireframe.train.config import TrainConfig, load_config
 from wireframe.train.data import load_training_sets
 
-# Weights of midpoint, direction and length in the cost; confidence target by stage. The first is the one we keep.
+
+def _loss(weights: tuple[float, float, float], targets: tuple[str, str, str]) -> list[str]:
+    """Weights of midpoint, direction and length in the cost; the confidence target by stage."""
+    named = [f"loss.{name}={value}" for name, value in zip(("w_mid", "w_dir", "w_len"), weights)]
+    return [*named, *(f"stages.{i}.conf_target={target}" for i, target in enumerate(targets))]
+
+
+# What is compared, by name: what ``--set`` gets for it. The first is the one we keep.
 CHOICES = {
-    "3, 0.3, 1.5; mass, in the last stage rank": ((3.0, 0.3, 1.5), ("mass", "mass", "rank")),
-    "3, 0.3, 1.5; mass": ((3.0, 0.3, 1.5), ("mass", "mass", "mass")),
-    "1, 1, 1; mass": ((1.0, 1.0, 1.0), ("mass", "mass", "mass")),
-    "6, 0.6, 3; mass": ((6.0, 0.6, 3.0), ("mass", "mass", "mass")),
+    "loss": {
+        "3, 0.3, 1.5; mass, in the last stage rank": _loss((3.0, 0.3, 1.5), ("mass", "mass", "rank")),
+        "3, 0.3, 1.5; mass": _loss((3.0, 0.3, 1.5), ("mass", "mass", "mass")),
+        "1, 1, 1; mass": _loss((1.0, 1.0, 1.0), ("mass", "mass", "mass")),
+        "6, 0.6, 3; mass": _loss((6.0, 0.6, 3.0), ("mass", "mass", "mass")),
+    },
+    "precision": {"bfloat16": ["precision=bfloat16"], "float32": ["precision=float32"]},
 }
+_HEADINGS = {"loss": "cost weights (mid, dir, len); confidence target", "precision": "precision of products"}
 SEEDS = (353, 354, 355)
 
 
-def settings(choice: str, seed: int) -> list[str]:
-    """What ``--set`` gets for one run."""
-    weights, targets = CHOICES[choice]
-    named = [f"loss.{name}={value}" for name, value in zip(("w_mid", "w_dir", "w_len"), weights)]
-    return [f"seed={seed}", *named, *(f"stages.{i}.conf_target={target}" for i, target in enumerate(targets))]
-
-
-def run_folder(out: Path, choice: str, seed: int) -> Path:
-    return out / f"choice-{list(CHOICES).index(choice)}-seed-{seed}"
+def run_folder(out: Path, what: str, choice: str, seed: int) -> Path:
+    return out / f"{what}-{list(CHOICES[what]).index(choice)}-seed-{seed}"
 
 
 def train_all(arguments: argparse.Namespace) -> None:
     """Trains what is not trained yet, ``--jobs`` runs at once; the threads only wait for processes."""
 
     def one(run: tuple[str, int]) -> None:
-        out = run_folder(arguments.out, *run)
+        choice, seed = run
+        out = run_folder(arguments.out, arguments.what, choice, seed)
         if (out / "model").exists():
             return
-        command = [sys.executable, "-m", "wireframe", "train", "--config", "small", "--no-eval", "--quiet"]
+        command = [sys.executable, "-m", "wireframe", "train", "--config", arguments.config, "--no-eval", "--quiet"]
         for source in arguments.data:
             command += ["--data", source]
-        for setting in (*arguments.set, *settings(*run)):
+        for setting in (*arguments.set, *CHOICES[arguments.what][choice], f"seed={seed}"):
             command += ["--set", setting]
         threads = ["--threads", str(arguments.threads), "--device", arguments.device]
         subprocess.run([*command, *threads, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
-    runs = [(choice, seed) for seed in arguments.seeds for choice in CHOICES]
+    runs = [(choice, seed) for seed in arguments.seeds for choice in CHOICES[arguments.what]]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for _ in pool.map(one, runs):
             pass
@@ -90,9 +98,9 @@ def score(out: Path, config: TrainConfig, source: str, index: int, scenes: int) 
     return max(row["hss"] for row in json.loads(path.read_text())["at_thresholds"])
 
 
-def choice_table(scores: dict[str, list[float]]) -> str:
+def choice_table(heading: str, scores: dict[str, list[float]]) -> str:
     """Markdown: HSS of the last stage by choice; ``scores``: choice -> HSS of each seed."""
-    lines = ["| cost weights (mid, dir, len); confidence target | HSS, mean of seeds | each seed |", "|---|---|---|"]
+    lines = [f"| {heading} | HSS, mean of seeds | each seed |", "|---|---|---|"]
     for choice, values in scores.items():
         lines.append(f"| {choice} | {statistics.mean(values):.3f} | {_each(values)} |")
     return "\n".join(lines)
@@ -119,6 +127,8 @@ def _trained_on(out: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=tuple(CHOICES), help="what is compared")
+    parser.add_argument("--config", default="small", help="configuration of the runs (default: small)")
     parser.add_argument("--data", action="append", required=True, help="sampled rows, for each number of points")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once (default 1)")
@@ -130,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     # So that runs find the package whether it is installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    config = load_config(SMALL_CONFIG, arguments.set)
+    config = load_config(arguments.config, arguments.set)
     train_all(arguments)
     try:
         require_hoho()
@@ -141,12 +151,13 @@ def main(argv: list[str] | None = None) -> int:
 
     def of_seeds(choice: str, index: int) -> list[float]:
         source = sources[config.stages[index].points]
-        folders = (run_folder(arguments.out, choice, seed) for seed in arguments.seeds)
+        folders = (run_folder(arguments.out, arguments.what, choice, seed) for seed in arguments.seeds)
         return [score(folder, config, source, index, arguments.scenes) for folder in folders]
 
     last = len(config.stages) - 1
-    print(choice_table({choice: of_seeds(choice, last) for choice in CHOICES}))
-    ours = next(iter(CHOICES))
+    choices = CHOICES[arguments.what]
+    print(choice_table(_HEADINGS[arguments.what], {choice: of_seeds(choice, last) for choice in choices}))
+    ours = next(iter(choices))
     print(f"\n{ours}:\n\n{stage_table([of_seeds(ours, index) for index in range(last + 1)], config)}")
     print(f"\n{arguments.scenes} held-out scenes, each model at its best threshold of {config.evaluation.thresholds}")
     print(f"trained on {_trained_on(arguments.out)}; scored on {heading(describe_machine())}")

@@ -1,0 +1,56 @@
+"""The command ``wireframe bench``: its arguments, and what it calls."""
+
+from __future__ import annotations
+
+import argparse
+
+from wireframe.arguments import add_workers, path, positive
+from wireframe.errors import ConfigError
+
+
+def bench_arguments(command: argparse.ArgumentParser) -> None:
+    # What wireframe.kernels.launch plans for, and no import for --help.
+    architectures = (80, 86, 89, 90)
+    command.add_argument(
+        "part", choices=("static", "step"),
+        help="static: compile every kernel without a GPU and report; step: time whole steps of training on a GPU, or "
+        "with --model say what they ask of one",
+    )  # fmt: skip
+    command.add_argument("--out", type=path, help="JSON file for the report; rows that are there stay in it")
+    static = command.add_argument_group("static")
+    static.add_argument(
+        "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
+    )
+    static.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
+    add_workers(static)
+    step = command.add_argument_group("step")
+    step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
+    step.add_argument("--rounds", type=positive, default=5, help="turns of each provider (default 5)")
+    step.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
+    step.add_argument("--seconds", type=float, help="after this time compile no further rival")
+    step.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: wall clock, to try it out")
+    step.add_argument("--small", action="store_true", help="the smoke recipe, to see that it runs")
+    step.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
+    model = command.add_argument_group("step --model")
+    model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
+    model.add_argument("--of", choices=("ours", "plain"), default="ours", help="ours, or the model in plain PyTorch")
+    model.add_argument("--list", action="store_true", help="every operation")
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    if arguments.part == "step":
+        if arguments.model:
+            from wireframe.bench import step_model
+
+            return step_model.run(arguments.of, arguments.stage, arguments.list, arguments.out)
+        from wireframe.bench import step
+
+        return step.run(arguments)
+    from wireframe.bench import static
+
+    if arguments.check and arguments.out:
+        raise ConfigError("--check compares with a report and --out writes one: choose")
+    how = {"workers": arguments.workers, "progress": not arguments.quiet}
+    if arguments.check:
+        return static.check(arguments.check, **how)
+    return static.run(arguments.arch, arguments.out, **how)
