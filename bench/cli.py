@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from wireframe.arguments import add_workers, path, positive
-from wireframe.errors import ConfigError
+from wireframe.errors import ConfigError, WireframeError
+from wireframe.files import check_target
 
 
 def bench_arguments(command: argparse.ArgumentParser) -> None:
@@ -38,19 +39,23 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    out = arguments.out
+    # Minutes before it would be written.
+    if out and not check_target(out).parent.is_dir():
+        raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
     if arguments.part == "step":
         if arguments.model:
             from wireframe.bench import step_model
 
-            return step_model.run(arguments.of, arguments.stage, arguments.list, arguments.out)
+            return step_model.run(arguments.of, arguments.stage, arguments.list, out)
         from wireframe.bench import step
 
         return step.run(arguments)
     from wireframe.bench import static
 
-    if arguments.check and arguments.out:
+    if arguments.check and out:
         raise ConfigError("--check compares with a report and --out writes one: choose")
     how = {"workers": arguments.workers, "progress": not arguments.quiet}
     if arguments.check:
         return static.check(arguments.check, **how)
-    return static.run(arguments.arch, arguments.out, **how)
+    return static.run(arguments.arch, out, **how)

@@ -41,6 +41,8 @@ _FORMULAS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "_segment_matching_fwd_kernel": _iterations(2),
     "_segment_matching_bwd_kernel": _iterations(4),
     "_segment_cost_fwd_kernel": lambda a: 2.0 * 6 * math.prod(a["p_cost"].shape),
+    "_linear_gelu_fwd_kernel": lambda a: 2.0 * math.prod(a["p_x"].shape) * a["N"],
+    "_linear_gelu_bwd_kernel": lambda a: 2.0 * math.prod(a["p_x"].shape) * a["N"],
     "_dropout_add_fwd_kernel": lambda a: 2.0 * math.prod(a["p_out"].shape),
     "_dropout_add_bwd_kernel": lambda a: 1.0 * math.prod(a["p_dbranch"].shape),
 }

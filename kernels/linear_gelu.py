@@ -1,8 +1,8 @@
-"""A linear map with exact GELU behind it, whose pre-activation never reaches memory."""
+"""A linear map and exact GELU behind it as one operation, whose pre-activation never reaches memory."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 from typing import Optional
 
 import torch
@@ -15,89 +15,106 @@ from wireframe.kernels.linear_gelu_reference import linear_gelu_reference
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Triton's interpreter multiplies the bits of bfloat16 as integers.
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
-# Sums over more than that are better left to a library, whose tiles follow the size.
-_MOST_INPUTS = 1024
+# Terms of a product that the kernels were measured for; cuBLAS is better at longer ones.
+_MOST_TERMS = 1024
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    op = "linear_gelu"
-    given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-    check_floating(op, **given)
-    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{op}: weight must be [N, K] for x [..., K], got {list(weight.shape)} for {list(x.shape)}"
-        )
+    op, tensors = "linear_gelu", {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    check_floating(op, **tensors)
+    if x.dim() == 0 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"{op}: weight must be [N, K] for x [..., K], got {list(weight.shape)} for {list(x.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias must be [{len(weight)}], got {list(bias.shape)}")
     if x.dtype != weight.dtype:
         raise ValueError(f"{op}: x and weight must share one dtype, got {x.dtype} and {weight.dtype}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
-    check_devices(op, **given)
+    check_devices(op, **tensors)
 
 
-def _triton_limit(x: Tensor, weight: Tensor) -> str | None:
-    """Why the Triton kernels do not take these inputs, None where they do."""
-    if x.dtype not in _DTYPES:
-        return f"its kernels take bfloat16, float16 and float32, got {x.dtype}"
-    if x.device.type == "cpu" and x.dtype not in _INTERPRETED_DTYPES:
-        return f"Triton's interpreter cannot compute in {x.dtype}; use float32 on the CPU"
-    if weight.shape[1] > _MOST_INPUTS:
-        return f"its kernels sum over at most {_MOST_INPUTS} inputs, got {weight.shape[1]}"
+def _triton_limit(x: Tensor, bias: Tensor | None) -> str | None:
+    """Why the Triton kernels do not take these inputs, None where they do; weight has the dtype of x."""
+    for dtype in {x.dtype, x.dtype if bias is None else bias.dtype}:
+        if dtype not in _DTYPES:
+            return f"its kernels take bfloat16, float16 and float32, got {dtype}"
+        if x.device.type == "cpu" and dtype not in _INTERPRETED_DTYPES:
+            return f"Triton's interpreter cannot compute in {dtype}; use float32 on the CPU"
+    if not 1 <= x.shape[-1] <= _MOST_TERMS:
+        return f"its kernels take rows of 1 to {_MOST_TERMS} numbers, got {x.shape[-1]}"
     return None
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as contiguous [M, K] at an address at which fresh memory may begin; so bits depend on values and shapes."""
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    """x [..., K] as [M, K], aligned as fresh memory of that width is: start at 16 bytes, rows at 16 elements or K.
+
+    Alignment chooses the layout of a kernel and with it the order of its sums; so bits depend on values and shapes.
+    """
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    apart = rows.stride(0) == width or (rows.stride(0) % 16 == 0 and width % 16 == 0)
+    if rows.stride(1) == 1 and apart and rows.data_ptr() % 16 == 0:
+        return rows
+    return rows.clone(memory_format=torch.contiguous_format)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x contiguous, from an address at which fresh memory may begin."""
     if x.is_contiguous() and x.data_ptr() % 16 == 0:
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _outputs(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
+def _optional(x: Tensor | None) -> Tensor | None:
+    return None if x is None else _aligned(x)
+
+
+def _output(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty(*x.shape[:-1], len(weight), dtype=x.dtype, device=x.device)
 
 
 # The schemas are inferred from the annotations, and torch < 2.9 knows Optional alone.
 @torch.library.custom_op("wireframe::linear_gelu", mutates_args=())
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
-    from wireframe.kernels import launch, linear_gelu_triton
+    from wireframe.kernels.launch import architecture, run
+    from wireframe.kernels.linear_gelu_triton import plan_forward
 
-    out = _outputs(x, weight)
+    out = _output(x, weight)
     if out.numel():
-        flat = out.view(-1, weight.shape[0])
-        launch.run(linear_gelu_triton.plan_forward(_rows(x), _rows(weight), bias, flat))
+        rows = out.view(-1, len(weight))
+        run(plan_forward(_rows(x), _aligned(weight), _optional(bias), rows, architecture(x.device)))
     return out
 
 
 @_linear_gelu.register_fake
 def _(x, weight, bias):
-    return _outputs(x, weight)
+    return _output(x, weight)
 
 
 @torch.library.custom_op("wireframe::linear_gelu_backward", mutates_args=())
 def _backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Optional[Tensor], wants_dbias: bool  # noqa: UP045
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the pre-activation [M, N] in the dtype of x, and dbias, float32 [N] or without elements."""
-    from wireframe.kernels import launch, linear_gelu_triton
+    """The gradient of x weight^T + bias [M, N], and that of bias, without elements if it is not wanted."""
+    from wireframe.kernels.launch import architecture, run
+    from wireframe.kernels.linear_gelu_triton import plan_backward
 
-    dy, dbias = _gradients(dout, wants_dbias)
+    dy, dbias = _gradients(dout, weight, bias, wants_dbias)
     if dy.numel() == 0:
         return dy, dbias.zero_()
-    given = _rows(dout), _rows(x), _rows(weight), bias
-    launch.run(linear_gelu_triton.plan_backward(*given, dy, dbias if wants_dbias else None))
+    inputs = _rows(dout), _rows(x), _aligned(weight), _optional(bias)
+    run(plan_backward(*inputs, dy, dbias if wants_dbias else None, architecture(x.device)))
     return dy, dbias
 
 
-def _gradients(dout: Tensor, wants_dbias: bool) -> tuple[Tensor, Tensor]:
-    outputs = dout.shape[-1]
-    dy = torch.empty((math.prod(dout.shape[:-1]), outputs), dtype=dout.dtype, device=dout.device)
-    return dy, torch.empty(outputs if wants_dbias else 0, dtype=torch.float32, device=dout.device)
+def _gradients(dout: Tensor, weight: Tensor, bias: Tensor | None, wants_dbias: bool) -> tuple[Tensor, Tensor]:
+    columns = len(weight)
+    dy = torch.empty(dout[..., 0].numel() if columns else 0, columns, dtype=dout.dtype, device=dout.device)
+    dbias = torch.empty(columns if wants_dbias else 0, dtype=(dout if bias is None else bias).dtype, device=dout.device)
+    return dy, dbias
 
 
 @_backward.register_fake
 def _(dout, x, weight, bias, wants_dbias):
-    return _gradients(dout, wants_dbias)
+    return _gradients(dout, weight, bias, wants_dbias)
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -106,12 +123,17 @@ def _keep(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-    dy, dbias = _backward(dout, x, weight, bias, wants_bias)
-    # Products that any library does as well.
-    dx = (dy @ weight).view(x.shape) if wants_x else None
-    dweight = dy.t() @ x.reshape(dy.shape[0], weight.shape[1]) if wants_weight else None
-    return dx, dweight, dbias.to(bias.dtype) if wants_bias else None
+    wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad
+    dy, dbias = _backward(dout, x, weight, bias, wants_dbias)
+    with _without_autocast(x.device.type):
+        dx = (dy @ weight).view(x.shape) if wants_dx else None
+        dweight = dy.T @ x.reshape(-1, x.shape[-1]) if wants_dweight else None
+    return dx, dweight, dbias if wants_dbias else None
+
+
+def _without_autocast(device: str) -> contextlib.AbstractContextManager:
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
 
 
 _linear_gelu.register_autograd(_differentiate, setup_context=_keep)
@@ -124,25 +146,28 @@ def linear_gelu(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """gelu(x weight^T + bias), with the exact GELU y / 2 (1 + erf(y / sqrt 2)) (Hendrycks and Gimpel, 2016).
+    """y / 2 (1 + erf(y / sqrt 2)) with y = x weight^T + bias: a linear map and exact GELU.
 
-    The Triton kernels keep the pre-activation in registers, in float32, and form it anew in the backward pass. A row's
-    result does not depend on the others.
+    Sums, GELU and its derivative are in float32 and rounded once; y is neither kept nor rounded, but computed again for
+    the gradient. A row's result does not depend on the rows beside it. Autocast does not reach inside.
 
     Args:
-        x: [..., K]; weight: [N, K], of the dtype of x, any floating one; bias: [N], floating, or None.
-        impl: "auto", "reference", "native" or "triton" (no float64, K at most 1024).
+        x: [..., K], any floating dtype.
+        weight: [N, K] in the dtype of x.
+        bias: [N], any floating dtype, or None.
+        impl: "auto", "reference", "native" or "triton" (no float64, K from 1 to 1024).
 
     Returns:
-        [..., N] in the dtype of x.
+        [..., N] in x.dtype.
 
     Raises:
         TypeError, ValueError: arguments that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
 
-    Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference.
+    Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference, which on a
+    GPU rounds y.
     """
     _check(x, weight, bias)
-    if dispatch.choose("linear_gelu", impl, x.device.type, _triton_limit(x, weight)) == "reference":
+    if dispatch.choose("linear_gelu", impl, x.device.type, _triton_limit(x, bias)) == "reference":
         return linear_gelu_reference(x, weight, bias)
     return _linear_gelu(x, weight, bias)

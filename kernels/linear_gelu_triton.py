@@ -46,7 +46,7 @@ from wireframe.kernels.launch import Launch
 
 
 class Tile(NamedTuple):
-    """Rows, columns, terms of the product at a time; all three powers of two."""
+    """Rows, columns, and terms of the product at a time: powers of two, at least 16."""
 
     block_m: int
     block_n: int
@@ -55,15 +55,13 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-class Tiles(NamedTuple):
-    forward: Tile
-    backward: Tile
-
-
-_HALF = Tiles(Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3))
-_SINGLE = Tiles(Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2))
-_AMPERE = {torch.bfloat16: _HALF, torch.float16: _HALF, torch.float32: _SINGLE}
-TILES = {80: _AMPERE, 86: _AMPERE, 89: _AMPERE, 90: _AMPERE}
+# Chosen from ahead-of-time compiles: no spills, and room for several blocks on a multiprocessor, of which one can
+# multiply while others apply GELU or wait for memory; on a GPU not measured yet. 128 columns would halve the traffic
+# from the L2, which is no limit here, and leave room for half of the warps.
+_HALF = Tile(128, 64, 64, 8, 3)
+_SINGLE = Tile(64, 64, 32, 8, 3)
+_COLUMN = {torch.bfloat16: _HALF, torch.float16: _HALF, torch.float32: _SINGLE}
+TILES = {80: _COLUMN, 86: _COLUMN, 89: _COLUMN, 90: _COLUMN}
 
 # Columns of a program that adds row blocks, how many it reads at a time, and its warps.
 _SUM_COLUMNS, _SUM_PARTS, _SUM_WARPS = 16, 64, 4
@@ -163,11 +161,11 @@ def _linear_gelu_bwd_kernel(
     # [BM, BN]
     b_dout = tl.load(p_dout + o_m.to(tl.int64) * dout_stride + o_n, mask=m, other=0.0).to(tl.float32)
     b_dy = b_dout * _gelu_slope(b_y)
-    tl.store(p_dy + o_m.to(tl.int64) * N + o_n, b_dy.to(p_dy.dtype.element_ty), mask=m)
     if p_partial is not None:
-        o_n = start_n + tl.arange(0, BN)
+        o_sum = start_n + tl.arange(0, BN)
         p_partial += (start_m // BM).to(tl.int64) * N
-        tl.store(p_partial + o_n, tl.sum(b_dy, 0), mask=o_n < N)
+        tl.store(p_partial + o_sum, tl.sum(b_dy, 0), mask=o_sum < N)
+    tl.store(p_dy + o_m.to(tl.int64) * N + o_n, b_dy.to(p_dy.dtype.element_ty), mask=m)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -191,7 +189,7 @@ def plan_forward(
     architecture: int,
 ) -> list[Launch]:
     """One launch. Of x rows may lie apart; all else contiguous, addresses aligned."""
-    tile = TILES[architecture][x.dtype].forward
+    tile = TILES[architecture][x.dtype]
     arguments = {"p_x": x, "p_weight": weight, "p_bias": bias, "p_out": out}
     return [_launch(_linear_gelu_fwd_kernel, tile, arguments, x, weight)]
 
@@ -206,7 +204,7 @@ def plan_backward(
     architecture: int,
 ) -> list[Launch]:
     """One launch, and one for dbias. Of dout and x rows may lie apart; all else contiguous, addresses aligned."""
-    tile = TILES[architecture][x.dtype].backward
+    tile = TILES[architecture][x.dtype]
     columns, partial = len(weight), None
     if dbias is not None:
         partial = torch.empty(triton.cdiv(len(x), tile.block_m), columns, dtype=torch.float32, device=x.device)

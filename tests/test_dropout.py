@@ -328,15 +328,22 @@ def test_a_compiled_call_is_one_graph_with_the_same_bits(impl, backend):
 
 @contextlib.contextmanager
 def recorded(monkeypatch):
-    """(site, p, keys, dtype of x, dtype of branch) of every dropout."""
-    calls, original = [], ops.dropout_add
+    """(site, p, keys, dtype of x, dtype of branch) of every residual connection that drops out."""
+    calls = []
 
-    def recording(x, branch, keys, *, site, p, impl="auto"):
-        calls.append((site, p, keys, x.dtype, branch.dtype))
-        return original(x, branch, keys, site=site, p=p, impl=impl)
+    def recording(name, where):
+        original = getattr(ops, name)
+
+        def call(x, branch, *arguments, **settings):
+            if settings["p"] > 0:
+                calls.append((settings["site"], settings["p"], arguments[where], x.dtype, branch.dtype))
+            return original(x, branch, *arguments, **settings)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "dropout_add", recording)
+        for name, where in (("dropout_add", 0), ("residual_norm", 1)):
+            patch.setattr(ops, name, recording(name, where))
         yield calls
 
 
@@ -404,7 +411,7 @@ def test_under_autocast_the_residual_stays_float32(monkeypatch):
 
 
 def test_other_keys_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"dropout_add: keys must be int64 \[2\]"):
+    with pytest.raises(ValueError, match=r"residual_norm: keys must be int64 \[2\]"):
         trained_model()(random_batch(), random_keys(3))
 
 

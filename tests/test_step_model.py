@@ -302,7 +302,7 @@ def test_rates_name_what_was_measured():
 
 def test_the_command_reports_classes_totals_and_operations(tmp_path, capsys):
     out = tmp_path / "model.json"
-    assert main(["bench", "step", "--model", "--of", "plain", "--list", "--out", str(out)]) == 0
+    assert main(["bench", "step", "--model", "--of", "plain", "--stage", "1", "--list", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "plain, stage 1: 32 x 2048 points, eager" in text and "chains fused, in a CUDA graph" in text
     assert "wanted on an RTX 4090: 10; published there: 43" in text
@@ -316,7 +316,7 @@ def test_the_command_reports_classes_totals_and_operations(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["bench", "step"], "give --model"),
+    (["bench", "step", "--device", "cpu", "--small", "--out", "/nowhere/rows.jsonl"], "/nowhere is no folder"),
     (["bench", "step", "--model", "--out", "/nowhere/model.json"], "/nowhere is no folder"),
 ])  # fmt: skip
 def test_wrong_input_is_one_line(arguments, words, capsys):
