@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Optional
 
 import torch
@@ -15,7 +16,7 @@ from wireframe.kernels.linear_gelu_reference import linear_gelu_reference
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Triton's interpreter multiplies the bits of bfloat16 as integers.
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
-# Terms of a product that the kernels were measured for; cuBLAS is better at longer ones.
+# Of a product; in longer ones GELU is a small part, and those of cuBLAS are faster.
 _MOST_TERMS = 1024
 
 
@@ -93,11 +94,11 @@ def _(x, weight, bias):
 def _backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Optional[Tensor], wants_dbias: bool  # noqa: UP045
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x weight^T + bias [M, N], and that of bias, without elements if it is not wanted."""
+    """The gradient of x weight^T + bias [M, N], and dbias, float32 [N] or without elements."""
     from wireframe.kernels.launch import architecture, run
     from wireframe.kernels.linear_gelu_triton import plan_backward
 
-    dy, dbias = _gradients(dout, weight, bias, wants_dbias)
+    dy, dbias = _gradients(dout, weight, wants_dbias)
     if dy.numel() == 0:
         return dy, dbias.zero_()
     inputs = _rows(dout), _rows(x), _aligned(weight), _optional(bias)
@@ -105,16 +106,14 @@ def _backward(
     return dy, dbias
 
 
-def _gradients(dout: Tensor, weight: Tensor, bias: Tensor | None, wants_dbias: bool) -> tuple[Tensor, Tensor]:
-    columns = len(weight)
-    dy = torch.empty(dout[..., 0].numel() if columns else 0, columns, dtype=dout.dtype, device=dout.device)
-    dbias = torch.empty(columns if wants_dbias else 0, dtype=(dout if bias is None else bias).dtype, device=dout.device)
-    return dy, dbias
+def _gradients(dout: Tensor, weight: Tensor, wants_dbias: bool) -> tuple[Tensor, Tensor]:
+    dy = torch.empty(math.prod(dout.shape[:-1]), len(weight), dtype=dout.dtype, device=dout.device)
+    return dy, torch.empty(len(weight) if wants_dbias else 0, dtype=torch.float32, device=dout.device)
 
 
 @_backward.register_fake
 def _(dout, x, weight, bias, wants_dbias):
-    return _gradients(dout, weight, bias, wants_dbias)
+    return _gradients(dout, weight, wants_dbias)
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -128,7 +127,7 @@ def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     with _without_autocast(x.device.type):
         dx = (dy @ weight).view(x.shape) if wants_dx else None
         dweight = dy.T @ x.reshape(-1, x.shape[-1]) if wants_dweight else None
-    return dx, dweight, dbias if wants_dbias else None
+    return dx, dweight, dbias.to(bias.dtype) if wants_dbias else None
 
 
 def _without_autocast(device: str) -> contextlib.AbstractContextManager:

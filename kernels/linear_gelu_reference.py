@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wireframe.kernels.cpu_products import widened
+
 
 def linear_gelu_reference(
     x: Tensor,  # [..., K]
@@ -14,12 +16,10 @@ def linear_gelu_reference(
 ) -> Tensor:
     """y / 2 (1 + erf(y / sqrt 2)) with y = x weight^T + bias; returns [..., N] in x.dtype.
 
-    The product is that of the dtype, as torch has it on the device. On a CPU half precision is computed in float32 and
-    rounded once: few CPUs multiply it themselves, and torch takes eight times as long where they do not.
+    The product is that of the dtype, as torch has it on the device; where a CPU cannot multiply bfloat16, all is in
+    float32 and rounded once.
     """
-    working = x.dtype
-    if x.device.type == "cpu" and x.dtype.itemsize < 4:
-        working = torch.float32
+    working = torch.float32 if widened(x) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
         y = F.linear(x.to(working), weight.to(working), None if bias is None else bias.to(working))
         return F.gelu(y).to(x.dtype)

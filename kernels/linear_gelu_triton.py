@@ -1,36 +1,38 @@
 """A product with bias and GELU behind it, and what of its gradient is no plain product.
 
-With y = x weight^T + bias and Phi the normal distribution, GELU is exact, not the approximation by tanh:
+With y = x weight^T + bias, Phi the normal distribution and phi its density:
 
     out = y Phi(y)    dy = dout (Phi(y) + y phi(y))    dbias = sum over rows of dy    dx = dy weight    dweight = dy^T x
 
 out and dy are rounded once, from float32. y never reaches memory: the backward computes it again, by the tiles and in
 the order of the forward, so it is the same y. dx and dweight are products of dy, which the operation leaves to cuBLAS.
 
-Phi(-a) for a >= 0 is 2^Q(a) with a polynomial Q of degree 8, Q(0) = -1, whose coefficients minimise the largest error
-of 2^Q: 8e-9 (Lawson's weighted least squares on [0, 6], where beyond it falls faster than Phi). In float32 it comes to
-4e-8, less than the rounding of 1 + erf, and to half of the instructions: on an H200 those of erf took longer than the
-memory does.
+Phi(-a) of a >= 0 is 2^Q(a), Q a polynomial of degree 8 with Q(0) = -1 whose coefficients minimise the largest error of
+2^Q: 8e-9 (least squares on [0, 6] after Lawson, reweighted until the errors are level; behind 6 it falls faster than
+Phi). Rounding in float32 makes 4e-8 of it, and less than 2e-7 with a GPU's approximate power, as much as that of
+1 + erf. It takes half of the instructions of erf, which on an H200 would take longer than the memory.
 
-What it saves, at peak rates (RTX 4090: 165 TFLOP/s, 1.008 TB/s, L2 72 MB; H200: 790, 4.3), bfloat16, in us:
+Lower bounds in us, bfloat16, to 1024 columns (RTX 4090: 165 TFLOP/s, 1.008 TB/s; H200: 790, 4.3), of the product and
+of all bytes in memory; without fusion, cuBLAS and elementwise kernels behind it, memory and product do not overlap:
 
-                                           input projection 65536 x 128     feed-forward 8192 x 256, to 1024 both
-                                           RTX 4090     H200                RTX 4090     H200
-    forward   product                      104          22                  26           5
-              memory, one kernel           150          35                  21           5
-              memory, product then GELU    416          98                  55           13
-    backward  memory, y again              283          66                  38           9
-              memory, y kept               400          94                  50, 67       12, 16
+                                               65536 x 128, input projection    8192 x 256, feed-forward
+                                               RTX 4090        H200             RTX 4090       H200
+    product                                    104             22               26             5
+    forward: memory                            150             35               21             5
+             memory without fusion             150 + 266       35 + 62          21 + 33        5 + 8
+    dy: memory, and the product again          283             66               38             9
+        memory, from a y that was kept         399             94               50             12
+    dbias as a kernel of its own                                                17             4
 
-(the second number with the sum for dbias as a third kernel). The input projection waits for memory, and both halves
-pay. At the feed-forward all but y stay in the L2 of an RTX 4090 from one kernel to the next, so elementwise kernels cost
-less than listed there; the epilogue still spares two launches and y. Whether its backward pays is a draw: 26 us of
-products against writing and reading y, 33 us where it does not stay in the L2 until then, which of ten layers it does
-not. There it saves 17 MB a layer above all.
+The input projection waits for memory, so both fusions pay, about 0.4 ms a step on an RTX 4090, and 134 MB are not kept.
+The feed-forward fits its L2 (72 MB), where elementwise kernels take a fraction of the above: there the forward gains
+little, and the second product, 26 us at best, may well cost more than reading a kept y in the L2. It is a draw where y
+has left the L2 before the backward, as that of ten layers has (33 us to write and read it), and 17 MB a layer are not
+kept. So one way serves both sizes.
 
-Deterministic: a program owns its tile and adds over K in order; row blocks leave partial sums for dbias, whose number is
-a function of the number of rows, added in order by a second launch. No atomics. Tiles are a function of architecture and
-dtype, so a row has its bits in any batch.
+Deterministic: a program owns its tile and adds over K in order. Row blocks leave partial sums for dbias, whose number
+is a function of the number of rows; a second launch adds them in order. No atomics. Tiles are a function of
+architecture and dtype, so a row has its bits beside any others.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wireframe.kernels.launch import Launch
+from wireframe.kernels.partial_sums import plan_column_sums
 
 
 class Tile(NamedTuple):
@@ -62,9 +65,6 @@ _HALF = Tile(128, 64, 64, 8, 3)
 _SINGLE = Tile(64, 64, 32, 8, 3)
 _COLUMN = {torch.bfloat16: _HALF, torch.float16: _HALF, torch.float32: _SINGLE}
 TILES = {80: _COLUMN, 86: _COLUMN, 89: _COLUMN, 90: _COLUMN}
-
-# Columns of a program that adds row blocks, how many it reads at a time, and its warps.
-_SUM_COLUMNS, _SUM_PARTS, _SUM_WARPS = 16, 64, 4
 
 
 @triton.jit
@@ -153,7 +153,7 @@ def _linear_gelu_bwd_kernel(
     p_dout, p_x, p_weight, p_bias, p_dy, p_partial, rows, dout_stride, x_stride, N: tl.constexpr, K: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dy [rows, N], and its sums over rows, before they are rounded, for p_partial [row blocks, N] or None."""
+    """A tile of dy [rows, N], and its sums over rows before it is rounded, for p_partial [row blocks, N] or None."""
     start_m, start_n = _place(BM, BN, N)
     b_y = _product(p_x, p_weight, p_bias, start_m, start_n, rows, x_stride, N, K, BM, BN, BK)
     o_m, o_n = start_m + tl.arange(0, BM)[:, None], start_n + tl.arange(0, BN)[None, :]
@@ -166,19 +166,6 @@ def _linear_gelu_bwd_kernel(
         p_partial += (start_m // BM).to(tl.int64) * N
         tl.store(p_partial + o_sum, tl.sum(b_dy, 0), mask=o_sum < N)
     tl.store(p_dy + o_m.to(tl.int64) * N + o_n, b_dy.to(p_dy.dtype.element_ty), mask=m)
-
-
-@triton.jit(do_not_specialize=["parts"])
-def _linear_gelu_dbias_kernel(p_partial, p_dbias, parts, N: tl.constexpr, PARTS: tl.constexpr, BN: tl.constexpr):
-    """[parts, N] -> [N], BN columns a program."""
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)[None, :]
-    b_sum = tl.zeros((PARTS, BN), tl.float32)
-    for start in range(0, parts, PARTS):
-        o_part = start + tl.arange(0, PARTS)[:, None]
-        # [PARTS, BN]
-        b_sum += tl.load(p_partial + o_part.to(tl.int64) * N + o_n, mask=(o_part < parts) & (o_n < N), other=0.0)
-    o_n = tl.program_id(0) * BN + tl.arange(0, BN)
-    tl.store(p_dbias + o_n, tl.sum(b_sum, 0).to(p_dbias.dtype.element_ty), mask=o_n < N)
 
 
 def plan_forward(
@@ -200,26 +187,22 @@ def plan_backward(
     weight: Tensor,  # [N, K]
     bias: Tensor | None,  # [N]
     dy: Tensor,  # [M, N]
-    dbias: Tensor | None,  # [N]
+    dbias: Tensor | None,  # [N] float32
     architecture: int,
 ) -> list[Launch]:
     """One launch, and one for dbias. Of dout and x rows may lie apart; all else contiguous, addresses aligned."""
     tile = TILES[architecture][x.dtype]
-    columns, partial = len(weight), None
+    partial = None
     if dbias is not None:
-        partial = torch.empty(triton.cdiv(len(x), tile.block_m), columns, dtype=torch.float32, device=x.device)
+        blocks = triton.cdiv(len(x), tile.block_m)
+        partial = torch.empty(blocks, len(weight), dtype=torch.float32, device=x.device)
     arguments = {
         "p_dout": dout, "p_x": x, "p_weight": weight, "p_bias": bias, "p_dy": dy, "p_partial": partial,
         "dout_stride": dout.stride(0),
     }  # fmt: skip
     launches = [_launch(_linear_gelu_bwd_kernel, tile, arguments, x, weight)]
     if dbias is not None:
-        arguments = {
-            "p_partial": partial, "p_dbias": dbias, "parts": len(partial), "N": columns, "PARTS": _SUM_PARTS,
-            "BN": _SUM_COLUMNS,
-        }  # fmt: skip
-        grid = (triton.cdiv(columns, _SUM_COLUMNS),)
-        launches.append(Launch(_linear_gelu_dbias_kernel, grid, arguments, _SUM_WARPS))
+        launches.append(plan_column_sums(partial, dbias))
     return launches
 
 

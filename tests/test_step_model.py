@@ -196,7 +196,8 @@ def test_our_step_is_traced_whole(ours):
         total[row.phase, row.kind] += row.flops
     forward = sum(total[FORWARD, kind] for kind in (PRODUCTS, ATTENTION)) / ours.scenes
     assert 0.9 * 2e6 * 3817 < forward < 1.02 * 2e6 * 3817
-    assert 1.9 < total[BACKWARD, PRODUCTS] / total[FORWARD, PRODUCTS] < 2.1
+    # Twice, and the first maps of the points and of ten feed-forwards once more.
+    assert 2.1 < total[BACKWARD, PRODUCTS] / total[FORWARD, PRODUCTS] < 2.3
     assert {row.phase for row in ours.rows} == {FORWARD, LOSS, BACKWARD, UPDATE}
     kernels = collections.Counter(row.name for row in ours.rows if row.ours)
     # Ten layers attend to themselves, and six to a memory.
