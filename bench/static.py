@@ -44,6 +44,9 @@ CASES = "wireframe.bench.static_cases"
 ALWAYS = 89
 MOST_CONFIGURATIONS = 130
 
+# Arguments that a kernel reads and writes.
+_IN_PLACE = {"_adamw_step_update_kernel": ("p_weights", "p_exp_avg", "p_exp_avg_sq")}
+
 # Before this version spills are reported, from it on they are refused.
 _STRICT_FROM = (3, 7)
 
@@ -98,10 +101,11 @@ def kernel_name(launch: Launch) -> str:
 
 
 def bytes_moved(launch: Launch) -> int:
-    """Every tensor of a launch once; an expanded axis counts as one element."""
+    """Every tensor of a launch once, or twice where it is read and written; an expanded axis counts as one element."""
     tensors = {id(x): x for x in launch.arguments.values() if hasattr(x, "stride")}
+    changed = [launch.arguments[name] for name in _IN_PLACE.get(kernel_name(launch), ())]
     total = 0
-    for tensor in tensors.values():
+    for tensor in (*tensors.values(), *changed):
         size = tensor.element_size()
         for length, stride in zip(tensor.shape, tensor.stride()):
             size *= length if stride else 1

@@ -189,12 +189,16 @@ def _meta_as_cuda() -> Iterator[None]:
         yield
 
 
-def _ours(config: TrainConfig, stage: StageConfig, batch: Batch, half: bool) -> list[Row]:
+def meta_optimizer(config: TrainConfig, half: bool) -> FlatAdamW:
+    """The optimiser of a run, without memory."""
     with torch.device("meta"):
         model = Perceiver(config.model)
     # The frequencies of the Fourier features are made on the CPU.
-    model = model.to("meta").train()
-    optimizer = FlatAdamW(model, config.optimizer, torch.bfloat16 if half else torch.float32)
+    return FlatAdamW(model.to("meta").train(), config.optimizer, torch.bfloat16 if half else torch.float32)
+
+
+def _ours(config: TrainConfig, stage: StageConfig, batch: Batch, half: bool) -> list[Row]:
+    optimizer = meta_optimizer(config, half)
     number, lr = torch.empty((), dtype=torch.int64, device="meta"), torch.empty((), device="meta")
     seen, ranks = Trace(), Ranks(torch.device("meta"))
     with mock.patch.object(train_step, "scene_losses", seen.of_loss(train_step.scene_losses)), seen:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from wireframe.bench import step_memory
 from wireframe.bench.gpus import GPUS, Gpu, roofline_us
 from wireframe.bench.step_cases import Traced, traced
 from wireframe.bench.step_fusion import fused
@@ -125,6 +126,8 @@ def run(of: str, stages: Sequence[int], every: bool, out: Path | None, half: boo
         found = traced(of, stage, half)
         reports.append(report(found))
         print(text(found, every))
+        if of == "ours":
+            print(step_memory.text(stage, half), end="\n\n")
     if out:
         with atomic_write(out) as file:
             file.write((json.dumps(reports, indent=1) + "\n").encode())

@@ -41,6 +41,9 @@ def test_gelu_is_exact_to_float32():
     found = ops.linear_gelu(y[:, None], torch.ones(1, 1, device="cuda"), impl="triton")[:, 0]
     # Of that 1e-7 are the hardware's power of 2.
     assert ((found - exact).abs() <= 2e-7 * y.abs().clamp_max(6) + 6e-8 * exact.abs()).all()
+    ends = torch.tensor([[torch.inf], [-torch.inf], [torch.nan]], device="cuda")
+    found = ops.linear_gelu(ends, torch.ones(1, 1, device="cuda"), impl="triton")[:, 0].tolist()
+    assert found[:2] == [torch.inf, 0] and found[2] != found[2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
