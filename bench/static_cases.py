@@ -70,15 +70,14 @@ LEAST_WARPS = {
     "_dropout_add_fwd_kernel": {"all": 48},
     "_dropout_add_bwd_kernel": {"all": 48},
     "_point_features_fwd_kernel": {"all": 32, "bf16 128": 36},
-    "_column_sums_kernel": {"all": 48},
+    "_column_sums_kernel": {"all": 32},
     "_linear_gelu_fwd_kernel": {"all": 16, "fp32 256": 24},
     "_linear_gelu_bwd_kernel": {"all": 16, "fp32 256": 24},
     "_adamw_step_squares_kernel": {"all": 48},
     "_adamw_step_factors_kernel": {"all": 48},
-    "_adamw_step_update_kernel": {"all": 36},
+    "_adamw_step_update_kernel": {"all": 48},
     "_residual_norm_fwd_kernel": {"all": 36},
     "_residual_norm_bwd_kernel": {"all": 20, "fp32 256": 16},
-    "_residual_norm_dweight_kernel": {"all": 32},
 }
 
 

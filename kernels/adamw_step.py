@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wireframe.kernels import dispatch
 from wireframe.kernels.adamw_step_reference import adamw_step_reference
-from wireframe.kernels.checks import check_devices, check_floating
+from wireframe.kernels.checks import check_devices, check_floating, check_integer
 
 _HALVES = (torch.bfloat16, torch.float16)
 # Triton's interpreter does not round to bfloat16.
@@ -23,6 +23,8 @@ def _check(tensors: dict[str, Tensor], scalars: dict[str, Tensor], healthy: Tens
     op = "adamw_step"
     check_floating(op, **tensors, **scalars, **({} if half is None else {"half": half}))
     weights = tensors["weights"]
+    if weights.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: weights must be float32 or float64, got {weights.dtype}")
     for name, tensor in tensors.items():
         if tensor.shape != weights.shape or tensor.dim() != 1 or tensor.dtype != weights.dtype:
             raise ValueError(
@@ -43,15 +45,27 @@ def _check(tensors: dict[str, Tensor], scalars: dict[str, Tensor], healthy: Tens
     check_devices(op, **tensors, **scalars, healthy=healthy, **({} if half is None else {"half": half}))
 
 
-def _check_numbers(grad_clip: float, betas: tuple[float, float], eps: float, decays: tuple[float, float]) -> None:
+def _check_numbers(betas: tuple[float, float], grad_clip: float, eps: float, **decays: float) -> None:
+    op = "adamw_step"
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"{op}: betas must be two numbers, got {betas!r}")
+    numbers = {"grad_clip": grad_clip, "betas[0]": betas[0], "betas[1]": betas[1], "eps": eps, **decays}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{op}: {name} must be a number, not {type(value).__name__}")
     if not grad_clip > 0:
-        raise ValueError(f"adamw_step: grad_clip must be positive, got {grad_clip}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"adamw_step: betas must be two numbers in [0, 1), got {betas}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"adamw_step: eps must not be negative, got {eps}")
-    if not all(0 <= decay < math.inf for decay in decays):
-        raise ValueError(f"adamw_step: weight decays must not be negative, got {decays[0]} and {decays[1]}")
+        raise ValueError(f"{op}: grad_clip must be positive, got {grad_clip}")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{op}: betas must be in [0, 1), got {betas[0]} and {betas[1]}")
+    for name, value in {"eps": eps, **decays}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{op}: {name} must be finite and not negative, got {value}")
+
+
+def _check_late_from(late_from: int, size: int) -> int:
+    if check_integer("adamw_step", "late_from", late_from, 0) > size:
+        raise ValueError(f"adamw_step: late_from must be from 0 to {size}, got {late_from}")
+    return int(late_from)
 
 
 def _triton_limit(weights: Tensor, half: Tensor | None) -> str | None:
@@ -118,7 +132,8 @@ def adamw_step(
         w <- w (1 - lr decay)      m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2
         w <- w - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)      count <- t      half <- w, rounded
 
-    Nothing waits for the device, so the step can be part of a graph. Sums are in a fixed order.
+    Nothing waits for the device, so the step can be part of a graph, and nothing is differentiated. Sums are in a fixed
+    order, for the reference on the CPU one that belongs to a number of threads.
 
     Args:
         weights, gradient, exp_avg, exp_avg_sq: float32 (float64) [P], contiguous; all but the gradient change.
@@ -137,14 +152,17 @@ def adamw_step(
     """
     tensors = {"weights": weights, "gradient": gradient, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     _check(tensors, {"count": count, "lr": lr}, healthy, half)
+    if late_weight_decay is not None and late_from is None:
+        raise ValueError("adamw_step: late_weight_decay needs late_from, the place where it begins")
     late_weight_decay = weight_decay if late_weight_decay is None else late_weight_decay
-    late_from = weights.numel() if late_from is None else late_from
-    decays = weight_decay, late_weight_decay
-    _check_numbers(grad_clip, betas, eps, decays)
-    if not 0 <= late_from <= weights.numel():
-        raise ValueError(f"adamw_step: late_from must be from 0 to {weights.numel()}, got {late_from}")
+    _check_numbers(betas, grad_clip, eps, weight_decay=weight_decay, late_weight_decay=late_weight_decay)
+    size = weights.numel()
+    late_from = size if late_from is None else _check_late_from(late_from, size)
     state = weights, gradient, exp_avg, exp_avg_sq, count, lr, healthy, half
     limit = _triton_limit(weights, half)
     if dispatch.choose("adamw_step", impl, weights.device.type, limit) == "reference":
+        decays = weight_decay, late_weight_decay
         return adamw_step_reference(*state, grad_clip, betas, eps, decays, late_from)
-    return _adamw_step(*state, float(grad_clip), *map(float, (*betas, eps, *decays)), late_from)
+    # A norm with a history would keep its graph alive.
+    with torch.no_grad():
+        return _adamw_step(*state, *map(float, (grad_clip, *betas, eps, weight_decay, late_weight_decay)), late_from)

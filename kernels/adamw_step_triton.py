@@ -25,7 +25,7 @@ from wireframe.kernels.launch import Launch
 # Elements of a program of the first launch, partial sums that the second one reads at a time, elements of a program of
 # the third one.
 _SUMMED, _PARTS, _TILE = 4096, 4096, 1024
-_SUMMED_WARPS, _PARTS_WARPS, _TILE_WARPS = 4, 8, 4
+_SUMMED_WARPS, _PARTS_WARPS, _TILE_WARPS = 4, 8, 8
 
 # What the second launch leaves: whether to apply, the clip, lr / (1 - b1^t), 1 / sqrt(1 - b2^t), lr.
 _FACTORS = 5
@@ -71,25 +71,25 @@ def _adamw_step_factors_kernel(
 
 @triton.jit(do_not_specialize=["late_from"])
 def _adamw_step_update_kernel(
-    p_weights, p_gradient, p_exp_avg, p_exp_avg_sq, p_half, p_factors, size, late_from, rest_beta1, rest_beta2, eps,
-    decay, late_decay, TILE: tl.constexpr,
+    p_weights, p_gradient, p_exp_avg, p_exp_avg_sq, p_half, p_factors, size, late_from, beta1, rest_beta1, beta2,
+    rest_beta2, eps, decay, late_decay, TILE: tl.constexpr,
 ):  # fmt: skip
     if tl.load(p_factors) != 0.0:
         clip, rate = tl.load(p_factors + 1), tl.load(p_factors + 2)
         correction, lr = tl.load(p_factors + 3), tl.load(p_factors + 4)
-        # Fours that one thread reads and writes together, in either precision: the copy takes no detour through shared
-        # memory. [TILE / 4, 4]
+        # Fours that one thread reads and writes together in either precision: none go through shared memory.
+        # [TILE / 4, 4]
         o = tl.program_id(0) * TILE + 4 * tl.arange(0, TILE // 4)[:, None] + tl.arange(0, 4)[None, :]
         m = o < size
         b_g = tl.load(p_gradient + o, mask=m, other=0.0) * clip
         b_m = tl.load(p_exp_avg + o, mask=m, other=0.0)
         b_v = tl.load(p_exp_avg_sq + o, mask=m, other=0.0)
         b_w = tl.load(p_weights + o, mask=m, other=0.0)
-        b_m += rest_beta1 * (b_g - b_m)
-        b_v += rest_beta2 * (b_g * b_g - b_v)
+        b_m = beta1 * b_m + rest_beta1 * b_g
+        b_v = beta2 * b_v + rest_beta2 * (b_g * b_g)
         b_w *= 1.0 - lr * tl.where(o < late_from, decay, late_decay)
         # Not tl.sqrt, which takes subnormal numbers for 0.
-        b_w -= rate * (b_m / (tl.sqrt(b_v) * correction + eps))
+        b_w -= rate * tl.div_rn(b_m, tl.sqrt_rn(b_v) * correction + eps)
         tl.store(p_exp_avg + o, b_m, mask=m)
         tl.store(p_exp_avg_sq + o, b_v, mask=m)
         tl.store(p_weights + o, b_w, mask=m)
@@ -129,8 +129,9 @@ def plan(
     }  # fmt: skip
     update = {
         "p_weights": weights, "p_gradient": gradient, "p_exp_avg": exp_avg, "p_exp_avg_sq": exp_avg_sq,
-        "p_half": half, "p_factors": factors, "size": size, "late_from": late_from, "rest_beta1": 1 - betas[0],
-        "rest_beta2": 1 - betas[1], "eps": eps, "decay": decays[0], "late_decay": decays[1], "TILE": _TILE,
+        "p_half": half, "p_factors": factors, "size": size, "late_from": late_from, "beta1": betas[0],
+        "rest_beta1": 1 - betas[0], "beta2": betas[1], "rest_beta2": 1 - betas[1], "eps": eps, "decay": decays[0],
+        "late_decay": decays[1], "TILE": _TILE,
     }  # fmt: skip
     return [
         Launch(_adamw_step_squares_kernel, (parts,), squares, _SUMMED_WARPS),

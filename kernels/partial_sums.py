@@ -8,8 +8,8 @@ from torch import Tensor
 
 from wireframe.kernels.launch import Launch
 
-# Rows read at a time, and columns of a program: many of them, so that there are programs enough.
-_ROWS, _COLUMNS, _WARPS = 32, 16, 4
+# Rows read at a time, which are mostly all, for a loop would wait for memory in each turn; and columns of a program.
+_ROWS, _COLUMNS, _WARPS = 512, 16, 8
 
 
 @triton.jit(do_not_specialize=["rows"])

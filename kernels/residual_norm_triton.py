@@ -32,6 +32,7 @@ from torch import Tensor
 from wireframe.kernels.dropout_reference import keep_scale
 from wireframe.kernels.dropout_triton import factors_of, hash_words, site_key, skip_words
 from wireframe.kernels.launch import Launch
+from wireframe.kernels.partial_sums import plan_column_sums
 
 # Elements of a tile: 16 of a thread, so that much is on its way from memory at once. 256 channels are a warp's. Half of
 # that where each element takes a hash of its own, and registers for it.
@@ -40,8 +41,6 @@ _ELEMENTS, _WARPS = 2048, 4
 # Programs of the backward, each of which leaves a row of partial sums: at most four on each multiprocessor of a large
 # GPU, where they all fit at once. Fewest tiles of one, or that row costs more than they do.
 _MOST_PROGRAMS, _LEAST_BLOCKS = 512, 2
-# Channels of a program that adds them, the sums that it reads at a time, and its warps.
-_SUM_CHANNELS, _SUM_PARTS, _SUM_WARPS = 16, 512, 8
 
 
 @triton.jit
@@ -146,21 +145,6 @@ def _residual_norm_bwd_kernel(
         tl.store(p_partial + o, tl.sum(b_dweight, 0), mask=tl.arange(0, BC) < C)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def _residual_norm_dweight_kernel(
-    p_partial, p_dweight, parts, C: tl.constexpr, PARTS: tl.constexpr, BC: tl.constexpr
-):
-    """[parts, C] -> [C], BC channels a program."""
-    o_c = tl.program_id(0) * BC + tl.arange(0, BC)[None, :]
-    b_sum = tl.zeros((PARTS, BC), tl.float32)
-    for start in range(0, parts, PARTS):
-        o_part = start + tl.arange(0, PARTS)[:, None]
-        # [PARTS, BC]
-        b_sum += tl.load(p_partial + o_part * C + o_c, mask=(o_part < parts) & (o_c < C), other=0.0)
-    o_c = tl.program_id(0) * BC + tl.arange(0, BC)
-    tl.store(p_dweight + o_c, tl.sum(b_sum, 0), mask=o_c < C)
-
-
 def plan_forward(
     x: Tensor,  # [B, ..., C]
     branch: Tensor | None,  # [B, ..., C]
@@ -221,12 +205,7 @@ def plan_backward(
     }  # fmt: skip
     launches = [Launch(_residual_norm_bwd_kernel, (programs,), arguments, _WARPS)]
     if dweight is not None:
-        arguments = {
-            "p_partial": partial, "p_dweight": dweight, "parts": programs, "C": channels, "PARTS": _SUM_PARTS,
-            "BC": _SUM_CHANNELS,
-        }  # fmt: skip
-        grid = (triton.cdiv(channels, _SUM_CHANNELS),)
-        launches.append(Launch(_residual_norm_dweight_kernel, grid, arguments, _SUM_WARPS))
+        launches.append(plan_column_sums(partial, dweight))
     return launches
 
 

@@ -273,8 +273,8 @@ def test_an_implementation_is_obeyed_or_refused():
         "segment_matching": lambda impl: ops.segment_matching(pred, target, target_mask, weights=WEIGHTS, impl=impl)[0],
         "linear_gelu": lambda impl: ops.linear_gelu(q, q[0, :, 0], impl=impl),
         "adamw_step": lambda impl: ops.adamw_step(
-            *torch.ones(4, 3).to(q).unbind(), *torch.ones(2).to(q).unbind(), torch.tensor(True), grad_clip=1.0, betas=(0.9, 0.9),
-            weight_decay=0.0, impl=impl,
+            *torch.ones(4, 3).to(q).unbind(), *torch.ones(2).to(q).unbind(), torch.tensor(True), grad_clip=1.0,
+            betas=(0.9, 0.9), weight_decay=0.0, impl=impl,
         ),
         "dropout_add": lambda impl: ops.dropout_add(q, q, keys, site=0, p=0.5, impl=impl),
         "residual_norm": lambda impl: ops.residual_norm(q, q, q[0, 0, 0], keys, p=0.5, impl=impl).normed,

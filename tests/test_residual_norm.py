@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from interpreter_bf16 import interpreted_bfloat16
 from norm_budget import NORM_EPS, SITE, check_budget, make_problem, run, same_bits
 from poisoned_memory import guarded, poisoned_memory
-from wireframe.kernels import dispatch, launch, ops, residual_norm, residual_norm_triton
+from wireframe.kernels import dispatch, launch, ops, partial_sums, residual_norm, residual_norm_triton
 from wireframe.kernels.dispatch import ImplementationError
 
 interpreted = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def _bfloat16():
 def few_programs(monkeypatch):
     """Several tiles a program, and several reads of their sums."""
     monkeypatch.setattr(residual_norm_triton, "_MOST_PROGRAMS", 3)
-    monkeypatch.setattr(residual_norm_triton, "_SUM_PARTS", 2)
+    monkeypatch.setattr(partial_sums, "_ROWS", 2)
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_only_what_is_wanted_is_launched_and_kept(launched):
     assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (result.total, leaves[2], keys)}
     result.normed.backward(problem.dnormed)
     assert [item.kernel.fn.__name__ for item in launched] == [
-        "_residual_norm_fwd_kernel", "_residual_norm_bwd_kernel", "_residual_norm_dweight_kernel",
+        "_residual_norm_fwd_kernel", "_residual_norm_bwd_kernel", "_column_sums_kernel",
     ]  # fmt: skip
     for wanted, unwanted in (
         (0, {"p_dbranch", "p_partial"}), (1, {"p_dx", "p_partial"}), (2, {"p_dx", "p_dbranch"}),

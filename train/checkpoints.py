@@ -2,8 +2,8 @@
 
 ``OUT/checkpoints/step-00001000/`` holds ``model.safetensors``, ``optimizer.safetensors`` (the count of updates ``step``
 and AdamW's moments as ``exp_avg:NAME`` and so on), ``state.json`` (step, configuration, fingerprints of the data,
-versions) and ``SHA256SUMS``, which ``sha256sum -c`` reads too. A checkpoint is written beside its place and renamed when
-it is on the disk, and older ones are dropped only then: whatever happens, those that were there stay whole.
+versions) and ``SHA256SUMS``, which ``sha256sum -c`` reads too. A checkpoint is written beside its place and renamed
+when it is on the disk, and older ones are dropped only then: whatever happens, those that were there stay whole.
 """
 
 from __future__ import annotations
