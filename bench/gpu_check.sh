@@ -4,6 +4,7 @@
 #   OUT=folder PYTHON=python3.12 bash bench/gpu_check.sh
 #   bash bench/gpu_check.sh kernels attention      these steps alone
 #   bash bench/gpu_check.sh contract fingerprint   training by the contract, and its bits: three minutes, by name only
+#   bash bench/gpu_check.sh step-tests step        the step's operations and graph, and its table of rivals: by name only
 # Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest and a C++ compiler; no network, and nothing is
 # installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
@@ -140,6 +141,26 @@ contract() {
     return "$failed"
 }
 
+# What a step is made of, and that a graph has the bits of single steps. What one process compiles, the others find.
+step-tests() {
+    local process processes=() failed=0 scratch part
+    scratch=$(mktemp -d) || return
+    trap 'parts_said "$scratch"; exit 143' TERM
+    for part in residual_norm adamw_step linear_gelu point_features kvpacked step_model; do
+        gpu_tests "tests/test_gpu_$part.py" --durations=3 > "$scratch/$part" 2>&1 &
+        processes+=($!)
+    done
+    gpu_tests tests/test_steps.py tests/test_checkpoints.py --durations=3 > "$scratch/steps" 2>&1 &
+    processes+=($!)
+    for process in "${processes[@]}"; do
+        wait "$process" || failed=$?
+    done
+    parts_said "$scratch"
+    return "$failed"
+}
+
+step-table() { "$PYTHON" -m wireframe bench step --seconds 120 --out "$ROWS"; }
+
 # The rows of the README's table; it needs pyarrow and safetensors.
 fingerprint() {
     "$PYTHON" -m wireframe verify --rerun smoke --steps 3 --device cuda --threads 1 &&
@@ -147,8 +168,8 @@ fingerprint() {
 }
 
 # timeout starts programs, not functions.
-export PYTHON
-export -f machine build gpu_tests parts_said kernels contract fingerprint
+export PYTHON ROWS
+export -f machine build gpu_tests parts_said kernels contract fingerprint step-tests step-table
 
 cuda=unknown
 step machine 15 bash -c machine
@@ -162,12 +183,12 @@ step sanitizer 40 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
 step attention 125 "$PYTHON" -m wireframe.bench.attention --seconds 90 --out "$ROWS"
 step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$ROWS"
 step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
-step step 180 "$PYTHON" -m wireframe bench step --seconds 110 --out "$ROWS"
 step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
 
-for by_name in contract fingerprint; do
+for by_name in contract fingerprint step-tests; do
     [[ $wanted == *" $by_name "* ]] && step "$by_name" 200 bash -c "$by_name"
 done
+[[ $wanted == *" step "* ]] && step step 240 bash -c step-table
 
 say "results: $OUT"
 exit "$failed"

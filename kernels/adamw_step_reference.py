@@ -29,14 +29,14 @@ def adamw_step_reference(
 ) -> Tensor:
     """In place, as ``adamw_step`` says; the norm.
 
-    Everything is computed and then chosen, never multiplied by 0, which would keep what is not finite.
+    Everything is computed and then chosen, never multiplied by 0, which would keep what is not finite: so are the
+    corrections of no update, 1 / 0.
     """
     norm = torch.linalg.vector_norm(gradient)
     applied = healthy & norm.isfinite()
     clip = (grad_clip / (norm + 1e-6)).clamp(max=1.0)
     count.add_(applied)
-    # Of no update yet there is no correction; then nothing is applied either.
-    steps = count.double().clamp(min=1)
+    steps = count.double()
     rate = (lr / (1 - betas[0] ** steps)).to(lr.dtype)
     correction = (1 - betas[1] ** steps).rsqrt().to(lr.dtype)
     for part, decay in _parts(weights, decays, late_from):

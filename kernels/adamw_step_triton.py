@@ -58,8 +58,8 @@ def _adamw_step_factors_kernel(
     tl.debug_barrier()
     tl.store(p_norm, norm)
     tl.store(p_count, count)
-    # Of no update yet there is no correction; then nothing is applied either.
-    steps = tl.maximum(count, 1.0).to(tl.float64)
+    # 0 where the first step is not applied; then the third launch does not read the corrections, 1 / 0, either.
+    steps = count.to(tl.float64)
     rest1 = 1.0 - tl.exp2(steps * LOG2_BETA1)
     rest2 = 1.0 - tl.exp2(steps * LOG2_BETA2)
     tl.store(p_factors, tl.where(applied, 1.0, 0.0))

@@ -104,7 +104,7 @@ def test_in_single_precision_steps_are_as_close_as_those_of_torch(impl):
 
 
 @each_impl
-@pytest.mark.filterwarnings("ignore:overflow encountered in multiply")
+@pytest.mark.filterwarnings("ignore:overflow encountered in multiply", "ignore:divide by zero")
 @pytest.mark.parametrize("bad", ["nan", "inf", "overflow", "unhealthy"])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_a_bad_step_leaves_every_bit(bad, steps, impl):
