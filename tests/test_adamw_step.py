@@ -6,13 +6,19 @@ import torch
 from adamw_budget import SETTINGS, STATE, after, check_step, doubled, problem, same_bits
 from interpreter_bf16 import interpreted_bfloat16
 from poisoned_memory import poisoned_memory
-from wireframe.kernels import adamw_step_reference, dispatch, ops
+from wireframe.kernels import adamw_step, adamw_step_reference, dispatch, ops
 from wireframe.kernels.dispatch import ImplementationError
 
 interpreted = pytest.mark.skipif(
     not dispatch.INTERPRETED, reason="needs TRITON_INTERPRET=1; see test_gpu_adamw_step.py"
 )
 each_impl = pytest.mark.parametrize("impl", ["reference", pytest.param("triton", marks=interpreted)])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bfloat16():
+    with interpreted_bfloat16():
+        yield
 
 
 def bounded(values):
@@ -119,8 +125,7 @@ def test_a_bad_step_leaves_every_bit(bad, steps, impl):
     # Not the weights rounded: a copy that is written anew shows.
     half = torch.randn(1100, generator=torch.Generator().manual_seed(1)).bfloat16()
     copies = {name: x.clone() for name, x in values.items()} | {"half": half.clone()}
-    with interpreted_bfloat16():
-        norm = ops.adamw_step(**copies, **SETTINGS, late_from=500, impl=impl)
+    norm = ops.adamw_step(**copies, **SETTINGS, late_from=500, impl=impl)
     assert same_bits(copies, values | {"half": half})
     assert bool(norm.isfinite()) == (bad == "unhealthy")
 
@@ -129,7 +134,7 @@ def test_a_bad_step_leaves_every_bit(bad, steps, impl):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_copy_is_the_weights_rounded(dtype, impl):
     values = problem(1500, steps=2)
-    with interpreted_bfloat16(), poisoned_memory():
+    with poisoned_memory():
         copies = bounded(values | {"half": torch.zeros(1500, dtype=dtype)})
         ops.adamw_step(**copies, **SETTINGS, late_from=7, impl=impl)
     assert torch.equal(copies["half"], copies["weights"].to(dtype)) and copies["half"].any()
@@ -257,6 +262,7 @@ def test_what_the_kernels_do_not_take_is_refused_or_left_to_the_reference(monkey
     monkeypatch.setattr(dispatch, "INTERPRETED", True)
     with pytest.raises(ImplementationError, match="float64"):
         after(doubled(values), "triton")
+    monkeypatch.setattr(adamw_step, "_INTERPRETED_DTYPES", (torch.float16,))
     with pytest.raises(ImplementationError, match="bfloat16"):
         after(values, "triton", half=torch.zeros(10).bfloat16())
     # The interpreter is there to test kernels, not to compute with.
