@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -98,11 +99,35 @@ def score(out: Path, config: TrainConfig, source: str, index: int, scenes: int) 
     return max(row["hss"] for row in json.loads(path.read_text())["at_thresholds"])
 
 
-def choice_table(heading: str, scores: dict[str, list[float]]) -> str:
-    """Markdown: HSS of the last stage by choice; ``scores``: choice -> HSS of each seed."""
-    lines = [f"| {heading} | HSS, mean of seeds | each seed |", "|---|---|---|"]
+def held_out_loss(out: Path, config: TrainConfig, source: str, index: int, scenes: int) -> float:
+    """Mean matching loss of the model of stage ``index`` on held-out rows, in float32: what HSS cannot tell yet."""
+    import torch
+
+    from wireframe.perceiver import Perceiver
+    from wireframe.predict import model_inputs
+    from wireframe.samples import iter_sample_rows, read_sample
+    from wireframe.splits import dev_val_ids
+    from wireframe.train.loss import scene_losses
+
+    wanted = set(dev_val_ids(source, config.dev_val)[:scenes])
+    model = Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{config.stages[index].name}")
+    losses = []
+    for row in iter_sample_rows(source, split="train"):
+        if row["order_id"] in wanted:
+            scene = read_sample(row)
+            target = torch.from_numpy(scene.gt_segments)[None]
+            with torch.inference_mode():
+                found = model(model_inputs([scene]))
+                losses.append(scene_losses(found, target, torch.ones(1, len(target[0])) > 0, config.loss, 0.0).match)
+    return torch.cat(losses).mean().item()
+
+
+def choice_table(heading: str, scores: dict[str, list[float]], losses: dict[str, list[float]]) -> str:
+    """Markdown: HSS and matching loss of the last stage by choice; each: choice -> that of each seed."""
+    lines = [f"| {heading} | HSS, mean of seeds | each seed | held-out matching loss | each |", "|---|---|---|---|---|"]
     for choice, values in scores.items():
-        lines.append(f"| {choice} | {statistics.mean(values):.3f} | {_each(values)} |")
+        cells = [f"{statistics.mean(found):.3f} | {_each(found)}" for found in (values, losses[choice])]
+        lines.append(f"| {choice} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -149,14 +174,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     sources = {found.points: found.source for found in load_training_sets(arguments.data, config).values()}
 
-    def of_seeds(choice: str, index: int) -> list[float]:
+    def of_seeds(choice: str, index: int, measure: Callable[..., float] = score) -> list[float]:
         source = sources[config.stages[index].points]
         folders = (run_folder(arguments.out, arguments.what, choice, seed) for seed in arguments.seeds)
-        return [score(folder, config, source, index, arguments.scenes) for folder in folders]
+        return [measure(folder, config, source, index, arguments.scenes) for folder in folders]
 
     last = len(config.stages) - 1
     choices = CHOICES[arguments.what]
-    print(choice_table(_HEADINGS[arguments.what], {choice: of_seeds(choice, last) for choice in choices}))
+    scores, losses = ({c: of_seeds(c, last, measure) for c in choices} for measure in (score, held_out_loss))
+    print(choice_table(_HEADINGS[arguments.what], scores, losses))
     ours = next(iter(choices))
     print(f"\n{ours}:\n\n{stage_table([of_seeds(ours, index) for index in range(last + 1)], config)}")
     print(f"\n{arguments.scenes} held-out scenes, each model at its best threshold of {config.evaluation.thresholds}")
