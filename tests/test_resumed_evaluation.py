@@ -336,7 +336,7 @@ def test_a_model_in_training_mode_is_scored_without_dropout_and_trains_on(rows, 
     modes = [module.training for module in model.modules()]
     assert run(rows, model, None) == expected
     assert [module.training for module in model.modules()] == modes and modes.count(False) == 1
-    model.tokenizer.forward = None
+    model.tokenizer.features = None
     with pytest.raises(TypeError):
         run(rows, model, None)
     assert [module.training for module in model.modules()] == modes
