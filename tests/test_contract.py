@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 # Long enough to be killed twenty times.
-LONG = ["--set", "stages.0.steps=150", "--set", "save_every=3"]
+LONG = ["--set", "stages.0.steps=150", "--set", "save_every=2"]
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
