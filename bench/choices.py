@@ -67,6 +67,8 @@ def train_all(arguments: argparse.Namespace) -> None:
             command += ["--data", source]
         for setting in (*arguments.set, *CHOICES[arguments.what][choice], f"seed={seed}"):
             command += ["--set", setting]
+        if arguments.init:
+            command += ["--init", arguments.init]
         threads = ["--threads", str(arguments.threads), "--device", arguments.device]
         subprocess.run([*command, *threads, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
 
@@ -156,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default="small", help="configuration of the runs (default: small)")
     parser.add_argument("--data", action="append", required=True, help="sampled rows, for each number of points")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--init", help="checkpoint that every run starts from (default: fresh weights)")
     parser.add_argument("--jobs", type=positive, default=1, help="runs at once (default 1)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of a run (default 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -8,8 +8,8 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.dropout_reference import drop_threshold, dropout_add_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES, fresh
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Triton's interpreter does not round to bfloat16.
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
 
@@ -45,7 +45,7 @@ def check_keys(op: str, x: Tensor, keys: Tensor) -> None:
 
 def _triton_limit(x: Tensor, branch: Tensor) -> str | None:
     """Why the Triton kernels do not take these inputs, None where they do."""
-    if x.dtype not in _DTYPES or branch.dtype not in _DTYPES:
+    if x.dtype not in KERNEL_DTYPES or branch.dtype not in KERNEL_DTYPES:
         return f"its kernels take bfloat16, float16 and float32, got {x.dtype} and {branch.dtype}"
     if x.device.type == "cpu" and not {x.dtype, branch.dtype} <= set(_INTERPRETED_DTYPES):
         return "Triton's interpreter cannot round to bfloat16; use float32 on the CPU"
@@ -56,18 +56,13 @@ def _triton_limit(x: Tensor, branch: Tensor) -> str | None:
 def _dropout_add(x: Tensor, branch: Tensor, keys: Tensor, site: int, threshold: int) -> Tensor:
     from wireframe.kernels import dropout_triton, launch
 
-    out = _like(x, torch.promote_types(x.dtype, branch.dtype))
+    out = fresh(x, torch.promote_types(x.dtype, branch.dtype))
     launch.run(
         dropout_triton.plan_forward(
             _scenes(x), _scenes(branch), keys.contiguous(), out, site=site, threshold=threshold
         )
     )
     return out
-
-
-def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _scenes(x: Tensor) -> Tensor:
@@ -77,7 +72,7 @@ def _scenes(x: Tensor) -> Tensor:
 
 @_dropout_add.register_fake
 def _(x, branch, keys, site, threshold):
-    return _like(x, torch.promote_types(x.dtype, branch.dtype))
+    return fresh(x, torch.promote_types(x.dtype, branch.dtype))
 
 
 @torch.library.custom_op("wireframe::dropout_add_backward", mutates_args=())
@@ -85,7 +80,7 @@ def _dropout_add_backward(grad: Tensor, keys: Tensor, site: int, threshold: int,
     """dbranch, in its dtype."""
     from wireframe.kernels import dropout_triton, launch
 
-    dbranch = _like(grad, dtype)
+    dbranch = fresh(grad, dtype)
     launch.run(
         dropout_triton.plan_backward(_scenes(grad), keys.contiguous(), dbranch, site=site, threshold=threshold)
     )
@@ -94,7 +89,7 @@ def _dropout_add_backward(grad: Tensor, keys: Tensor, site: int, threshold: int,
 
 @_dropout_add_backward.register_fake
 def _(grad, keys, site, threshold, dtype):
-    return _like(grad, dtype)
+    return fresh(grad, dtype)
 
 
 def _keep(ctx, inputs, output):

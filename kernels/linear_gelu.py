@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Optional
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.linear_gelu_reference import linear_gelu_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES, aligned, aligned_or_none, without_autocast
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Triton's interpreter multiplies the bits of bfloat16 as integers.
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
 # Of a product; in longer ones GELU is a small part, and those of cuBLAS are faster.
@@ -35,7 +34,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _triton_limit(x: Tensor, bias: Tensor | None) -> str | None:
     """Why the Triton kernels do not take these inputs, None where they do; weight has the dtype of x."""
     for dtype in {x.dtype, x.dtype if bias is None else bias.dtype}:
-        if dtype not in _DTYPES:
+        if dtype not in KERNEL_DTYPES:
             return f"its kernels take bfloat16, float16 and float32, got {dtype}"
         if x.device.type == "cpu" and dtype not in _INTERPRETED_DTYPES:
             return f"Triton's interpreter cannot compute in {dtype}; use float32 on the CPU"
@@ -57,17 +56,6 @@ def _rows(x: Tensor) -> Tensor:
     return rows.clone(memory_format=torch.contiguous_format)
 
 
-def _aligned(x: Tensor) -> Tensor:
-    """x contiguous, from an address at which fresh memory may begin."""
-    if x.is_contiguous() and x.data_ptr() % 16 == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def _optional(x: Tensor | None) -> Tensor | None:
-    return None if x is None else _aligned(x)
-
-
 def _output(x: Tensor, weight: Tensor) -> Tensor:
     return torch.empty(*x.shape[:-1], len(weight), dtype=x.dtype, device=x.device)
 
@@ -81,7 +69,7 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  
     out = _output(x, weight)
     if out.numel():
         rows = out.view(-1, len(weight))
-        run(plan_forward(_rows(x), _aligned(weight), _optional(bias), rows, architecture(x.device)))
+        run(plan_forward(_rows(x), aligned(weight), aligned_or_none(bias), rows, architecture(x.device)))
     return out
 
 
@@ -101,7 +89,7 @@ def _backward(
     dy, dbias = _gradients(dout, weight, wants_dbias)
     if dy.numel() == 0:
         return dy, dbias.zero_()
-    inputs = _rows(dout), _rows(x), _aligned(weight), _optional(bias)
+    inputs = _rows(dout), _rows(x), aligned(weight), aligned_or_none(bias)
     run(plan_backward(*inputs, dy, dbias if wants_dbias else None, architecture(x.device)))
     return dy, dbias
 
@@ -124,15 +112,10 @@ def _differentiate(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     wants_dx, wants_dweight, wants_dbias = ctx.needs_input_grad
     dy, dbias = _backward(dout, x, weight, bias, wants_dbias)
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device.type):
         dx = (dy @ weight).view(x.shape) if wants_dx else None
         dweight = dy.T @ x.reshape(-1, x.shape[-1]) if wants_dweight else None
     return dx, dweight, dbias.to(bias.dtype) if wants_dbias else None
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
 
 
 _linear_gelu.register_autograd(_differentiate, setup_context=_keep)

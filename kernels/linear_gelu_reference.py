@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wireframe.kernels.cpu_products import widened
+from wireframe.kernels.tensors import without_autocast
 
 
 def linear_gelu_reference(
@@ -20,6 +21,6 @@ def linear_gelu_reference(
     float32 and rounded once.
     """
     working = torch.float32 if widened(x) else x.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         y = F.linear(x.to(working), weight.to(working), None if bias is None else bias.to(working))
         return F.gelu(y).to(x.dtype)

@@ -10,8 +10,8 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.point_features_reference import feature_width, point_features_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 # A tile holds all frequencies, another one all other columns.
 _MOST_BANDS, _MOST_REST = 64, 256
@@ -51,7 +51,7 @@ def _triton_limit(xyz: Tensor, vote_frac: Tensor, frequencies: Tensor, width: in
     if any(x.dtype != torch.float32 for x in inputs):
         found = ", ".join(str(x.dtype) for x in inputs)
         return f"its kernel takes xyz, vote_frac and frequencies in float32, got {found}"
-    if dtype not in _DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return f"its kernel gives bfloat16, float16 and float32, not {dtype}"
     if xyz.device.type == "cpu" and dtype not in _INTERPRETED_DTYPES:
         return "Triton's interpreter cannot round to bfloat16; use float32 on the CPU"

@@ -10,8 +10,8 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import qk_norm_attention_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES, fresh
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HEAD_DIMS = (32, 64, 128)
 # Triton's interpreter multiplies the bits of bfloat16 as integers.
 _INTERPRETED_DTYPES = (torch.float16, torch.float32)
@@ -62,7 +62,7 @@ def _check_heads(op: str, q: Tensor, keys: int, kv_heads: int, log_scale: Tensor
 
 def _triton_limit(q: Tensor, **keys: Tensor) -> str | None:
     """Why the Triton kernels do not take these inputs, None where they do; keys: k and v, or kv."""
-    if q.dtype not in _DTYPES or any(x.dtype != q.dtype for x in keys.values()):
+    if q.dtype not in KERNEL_DTYPES or any(x.dtype != q.dtype for x in keys.values()):
         found = ", ".join(str(x.dtype) for x in (q, *keys.values()))
         return f"{', '.join(['q', *keys])} must share bfloat16, float16 or float32, got {found}"
     if q.device.type == "cpu" and q.dtype not in _INTERPRETED_DTYPES:
@@ -106,7 +106,7 @@ def _differentiate(
     from wireframe.kernels.launch import architecture, run
     from wireframe.kernels.qk_norm_attention_backward import plan_backward
 
-    dq = _like(q)
+    dq = fresh(q)
     dlog_scale = torch.empty(log_scale.shape, dtype=torch.float32, device=q.device)
     if q.shape[0] * q.shape[1] * k.shape[1] == 0:
         for x in (dq, dk, dv, dlog_scale):
@@ -116,11 +116,6 @@ def _differentiate(
         grads = dq, dk, dv, dlog_scale
         run(plan_backward(_rows(do), *forward, *grads, architecture(q.device), saved=(factors, bits)))
     return dq, dlog_scale.to(log_scale.dtype)
-
-
-def _like(x: Tensor) -> Tensor:
-    # Not empty_like: that keeps the strides of a view, and results are contiguous.
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -176,7 +171,7 @@ def _backward(
     out: Tensor, lse: Tensor, factors: Tensor, bits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dk, dv, dlog_scale)."""
-    dk, dv = _like(k), _like(v)
+    dk, dv = fresh(k), fresh(v)
     dq, dlog_scale = _differentiate(do, q, k, v, log_scale, key_mask, out, lse, factors, bits, dk, dv)
     return dq, dk, dv, dlog_scale
 
@@ -187,7 +182,7 @@ def _backward_kvpacked(
     out: Tensor, lse: Tensor, factors: Tensor, bits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dq, dkv, dlog_scale)."""
-    dkv = _like(kv)
+    dkv = fresh(kv)
     inputs = q, *_halves(kv), log_scale, key_mask
     dq, dlog_scale = _differentiate(do, *inputs, out, lse, factors, bits, *_halves(dkv))
     return dq, dkv, dlog_scale
@@ -195,12 +190,12 @@ def _backward_kvpacked(
 
 @_backward.register_fake
 def _(do, q, k, v, log_scale, *_):
-    return tuple(map(_like, (q, k, v, log_scale)))
+    return tuple(map(fresh, (q, k, v, log_scale)))
 
 
 @_backward_kvpacked.register_fake
 def _(do, q, kv, log_scale, *_):
-    return tuple(map(_like, (q, kv, log_scale)))
+    return tuple(map(fresh, (q, kv, log_scale)))
 
 
 def _save(ctx, inputs, output) -> None:

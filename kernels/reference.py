@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wireframe.kernels.tensors import without_autocast
+
 # Stands for log 0 inside Sinkhorn: exp of it is exactly 0, and no inf - inf can arise.
 _LOG_ZERO = -1e30
 
@@ -37,7 +39,7 @@ def qk_norm_attention_reference(
     keys and values hold (NaN too) reaches neither the output nor a gradient.
     """
     dtype, out_dtype = _working_dtype(q, k, v), q.dtype
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         if k.shape[1] == 0:
             # One zero key of value zero: zeros out, and q keeps a (zero) gradient.
@@ -77,7 +79,7 @@ def sinkhorn_reference(
     """
     batch, rows, _ = cost.shape
     dtype = _working_dtype(cost)
-    with torch.autocast(cost.device.type, enabled=False):
+    with without_autocast(cost.device.type):
         real = torch.where(col_mask[:, None, :], cost.to(dtype), 0.0)
         # scores = -C / eps, and below u = f / eps, v = g / eps.
         scores = F.pad(real, (0, 1, 0, 1), value=dustbin) * (-1.0 / eps)
@@ -122,7 +124,7 @@ def segment_cost_reference(
     """
     dtype = _working_dtype(pred, target)
     w_mid, w_dir, w_len = weights
-    with torch.autocast(pred.device.type, enabled=False):
+    with without_autocast(pred.device.type):
         mid_i, dir_i, len_i = _midpoint_direction_length(pred.to(dtype)[:, :, None])
         mid_j, dir_j, len_j = _midpoint_direction_length(target.to(dtype)[:, None, :])
         cosine = (dir_i * dir_j).sum(-1)

@@ -13,8 +13,8 @@ from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.dropout import check_branch, check_keys
 from wireframe.kernels.dropout_reference import drop_threshold
 from wireframe.kernels.residual_norm_reference import residual_norm_reference, rms_norm_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES, aligned, aligned_or_none, fresh
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # The longest row that one tile holds.
 _MOST_CHANNELS = 1024
 # Triton's interpreter does not round to bfloat16.
@@ -50,7 +50,7 @@ def _check_norm(op: str, x: Tensor, weight: Tensor, eps: float, dtype: torch.dty
 def _triton_limit(channels: int, device: str, *dtypes: torch.dtype) -> str | None:
     """Why the Triton kernels do not take such inputs, None where they do."""
     for dtype in dtypes:
-        if dtype not in _DTYPES:
+        if dtype not in KERNEL_DTYPES:
             return f"its kernels take bfloat16, float16 and float32, got {dtype}"
         if device == "cpu" and dtype not in _INTERPRETED_DTYPES:
             return "Triton's interpreter cannot round to bfloat16; use float32 on the CPU"
@@ -59,29 +59,10 @@ def _triton_limit(channels: int, device: str, *dtypes: torch.dtype) -> str | Non
     return None
 
 
-def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # Not empty_like: that keeps the strides of a view, and the kernels write contiguous tensors.
-    return torch.empty(x.shape, dtype=dtype, device=x.device)
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """x contiguous, from an address at which fresh memory may begin.
-
-    Alignment chooses the layout of a kernel and with it the order of its sums; so bits depend on values and shapes.
-    """
-    if x.is_contiguous() and x.data_ptr() % 16 == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 def _scenes(x: Tensor) -> Tensor:
-    """As above, but scenes may lie anywhere whole rows apart, all in one place too."""
+    """As ``aligned``, but scenes may lie anywhere whole rows apart, all in one place too."""
     in_place = x.numel() > 0 and x[0].is_contiguous() and x.stride(0) % x.shape[-1] == 0 and x.data_ptr() % 16 == 0
-    return x if in_place else _aligned(x)
-
-
-def _optional(x: Tensor | None) -> Tensor | None:
-    return None if x is None else _aligned(x)
+    return x if in_place else aligned(x)
 
 
 # The schemas are inferred from the annotations, and torch < 2.9 knows Optional alone.
@@ -97,7 +78,7 @@ def _residual_norm(
     if total.numel():
         launch.run(
             residual_norm_triton.plan_forward(
-                _scenes(x), _scenes(branch), _aligned(weight), _optional(keys), total, normed,
+                _scenes(x), _scenes(branch), aligned(weight), aligned_or_none(keys), total, normed,
                 second if copy else None, site=site, threshold=threshold, eps=eps,
             )
         )  # fmt: skip
@@ -106,8 +87,8 @@ def _residual_norm(
 
 def _outputs(x: Tensor, branch: Tensor, dtype: torch.dtype, copy: bool) -> tuple[Tensor, Tensor, Tensor]:
     nothing = torch.empty(0, dtype=dtype, device=x.device)
-    total = _like(x, torch.promote_types(x.dtype, branch.dtype))
-    return total, _like(x, dtype), _like(x, dtype) if copy else nothing
+    total = fresh(x, torch.promote_types(x.dtype, branch.dtype))
+    return total, fresh(x, dtype), fresh(x, dtype) if copy else nothing
 
 
 @_residual_norm.register_fake
@@ -119,11 +100,11 @@ def _(x, branch, weight, keys, site, threshold, eps, dtype, copy):
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     from wireframe.kernels import launch, residual_norm_triton
 
-    normed = _like(x, dtype)
+    normed = fresh(x, dtype)
     if normed.numel():
         launch.run(
             residual_norm_triton.plan_forward(
-                _aligned(x), None, _aligned(weight), None, None, normed, None, site=0, threshold=0, eps=eps
+                aligned(x), None, aligned(weight), None, None, normed, None, site=0, threshold=0, eps=eps
             )
         )
     return normed
@@ -131,7 +112,7 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tens
 
 @_rms_norm.register_fake
 def _(x, weight, eps, dtype):
-    return _like(x, dtype)
+    return fresh(x, dtype)
 
 
 @torch.library.custom_op("wireframe::residual_norm_backward", mutates_args=())
@@ -147,10 +128,10 @@ def _backward(
     wanted = [x for x in gradients if x is not None]
     if total.numel() == 0:
         return [x.zero_() for x in wanted]
-    given = _optional(dtotal), _optional(dnormed), _optional(dcopy)
+    given = aligned_or_none(dtotal), aligned_or_none(dnormed), aligned_or_none(dcopy)
     launch.run(
         residual_norm_triton.plan_backward(
-            _aligned(total), _aligned(weight), _optional(keys), *given, *gradients,
+            aligned(total), aligned(weight), aligned_or_none(keys), *given, *gradients,
             site=site, threshold=threshold, eps=eps,
         )
     )  # fmt: skip
@@ -160,8 +141,8 @@ def _backward(
 def _gradients(
     total: Tensor, weight: Tensor, x_dtype: torch.dtype | None, branch_dtype: torch.dtype | None, wants_dweight: bool
 ) -> tuple[Tensor | None, ...]:
-    dx, dbranch = (None if dtype is None else _like(total, dtype) for dtype in (x_dtype, branch_dtype))
-    return dx, dbranch, _like(weight, torch.float32) if wants_dweight else None
+    dx, dbranch = (None if dtype is None else fresh(total, dtype) for dtype in (x_dtype, branch_dtype))
+    return dx, dbranch, fresh(weight, torch.float32) if wants_dweight else None
 
 
 @_backward.register_fake

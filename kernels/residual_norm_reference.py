@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wireframe.kernels.dropout_reference import dropout_add_reference
+from wireframe.kernels.tensors import without_autocast
 
 
 def rms_norm_reference(
@@ -19,7 +20,7 @@ def rms_norm_reference(
     Returns [..., C] in ``dtype``.
     """
     working = torch.float64 if torch.float64 in (x.dtype, weight.dtype) else torch.float32
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         wide = x.to(working)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         return (wide * scale * weight.to(working)).to(dtype)

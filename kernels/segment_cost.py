@@ -8,7 +8,7 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import segment_cost_reference
-from wireframe.kernels.sinkhorn import TRITON_DTYPES
+from wireframe.kernels.tensors import KERNEL_DTYPES
 
 Weights = tuple[float, float, float]
 
@@ -130,7 +130,7 @@ def segment_cost(
     check_segments("segment_cost", pred, target)
     check_weights("segment_cost", weights)
     limit = None
-    if pred.dtype not in TRITON_DTYPES or target.dtype not in TRITON_DTYPES:
+    if pred.dtype not in KERNEL_DTYPES or target.dtype not in KERNEL_DTYPES:
         limit = "its kernels take float16, bfloat16 and float32"
     if dispatch.choose("segment_cost", impl, pred.device.type, limit) == "reference":
         return segment_cost_reference(pred, target, weights)

@@ -10,13 +10,12 @@ from torch import Tensor
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.reference import sinkhorn_reference
+from wireframe.kernels.tensors import KERNEL_DTYPES
 
 # How far, in natural units, the scores of a problem may lie apart for the scaling form; see ``sinkhorn_scaling``.
 _SCALING_RANGE = 64.0
 # Rows or columns of the largest problem that the Triton kernels take.
 _TRITON_SIDE = 256
-# Computed in float32; other dtypes are the reference's.
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def check_sinkhorn_parameters(op: str, eps: float, iters: int, dustbin: float) -> None:
@@ -42,7 +41,7 @@ def lowest_cost(eps: float, dustbin: float) -> float:
 
 def triton_limit(rows: int, columns: int, *dtypes: torch.dtype) -> str | None:
     """Why a problem is beyond the Triton kernels of Sinkhorn, None where it is not."""
-    if any(dtype not in TRITON_DTYPES for dtype in dtypes):
+    if any(dtype not in KERNEL_DTYPES for dtype in dtypes):
         return "its kernels take float16, bfloat16 and float32"
     if max(rows, columns) > _TRITON_SIDE:
         return f"its kernels take at most {_TRITON_SIDE} rows and columns, got {rows} and {columns}"

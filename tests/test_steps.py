@@ -141,6 +141,30 @@ def test_rows_on_the_device_are_scripted_and_others_come_batch_by_batch(device):
 
 
 @pytest.mark.gpu
+def test_a_model_beyond_the_kernels_is_captured_too():
+    """Heads of 16 are the reference's."""
+    with deterministic("cuda"):
+        one, other = (stage_of(torch.device("cuda"), model={**MODEL, "num_heads": 4}) for _ in range(2))
+        assert_same(one, other, [eager(one), scripted(other, 4)])
+
+
+@pytest.mark.gpu
+def test_steps_one_by_one_wait_for_nothing_either():
+    with deterministic("cuda"):
+        stage = stage_of(torch.device("cuda"))
+        requests = ((step, rows) for step in range(BEGIN, BEGIN + 4) for rows in stage.micro_batches(step))
+        batches = stage.rows.batches(requests, stage.config.seed, stage.config.augment, stage.settings.points)
+        steps = EagerSteps(stage, batches)
+        steps.start(BEGIN, BEGIN + 2, False).results()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            told = steps.start(BEGIN + 2, BEGIN + 4, False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(result.applied for result in told.results())
+
+
+@pytest.mark.gpu
 def test_a_graph_waits_for_nothing():
     """Replays queue up behind a device that is busy: the host comes back at once."""
     import time

@@ -133,7 +133,9 @@ def train(
         state = _begin(config, out, first, init, optimizer, fingerprints, say)
         if ranks.size > 1:
             tensors = [model.state_dict(), optimizer.state()]
-            ranks.agree(json.dumps([state, fingerprints, config.to_dict(), *map(tensor_sha256, tensors)]))
+            # The dtype too: "auto" may mean another one on another card.
+            same = [state, fingerprints, config.to_dict(), str(dtype), *map(tensor_sha256, tensors)]
+            ranks.agree(json.dumps(same))
         end = config.stage_start(last + 1)
         path = out / "log.jsonl" if ranks.is_first else None
         with RunLog(path, state.step, end, config.log_every, progress) as log:
@@ -216,10 +218,13 @@ def _run_stage(run: Run, state: State, index: int, last: int) -> State:
     waiting: Told | None = None
     started = state.step
     with steps_of(run.stage(index), state.step, last) as steps:
+        # What was compiled and captured is no step's time.
+        run.log.restart_clock(state.step)
         while state.step < last:
             stop = run.request.asked
             told, waiting = waiting, None
-            if started < last and not (stop and told):
+            # Several ranks learn of a signal by a step, so one more is begun where none is under way.
+            if started < last and not (stop and (told or run.ranks.size == 1)):
                 span = _span_end(run, started, min(last, started + steps.longest))
                 waiting, started = steps.start(started, span, stop), span
             if told:

@@ -78,9 +78,10 @@ class FlatAdamW:
     def collect(self, micro_batch: int, gradients: Sequence[Tensor]) -> None:
         """Writes gradients to ``parameters()`` into row ``micro_batch`` of ``gradients``, as float32."""
         views = self._gradient_views[micro_batch]
-        # One launch takes tensors of one dtype.
-        for dtype in {gradient.dtype: None for gradient in gradients}:
-            chosen = [i for i, gradient in enumerate(gradients) if gradient.dtype == dtype]
+        # One launch takes tensors of one dtype that lie as their copies do; one of another kind would cost all theirs.
+        kinds = [(mine.dtype, mine.stride() == view.stride()) for mine, view in zip(gradients, views)]
+        for kind in dict.fromkeys(kinds):
+            chosen = [i for i, other in enumerate(kinds) if other == kind]
             torch._foreach_copy_([views[i] for i in chosen], [gradients[i] for i in chosen])
 
     def step(self, gradient: Tensor, lr: Tensor, healthy: Tensor) -> Tensor:
@@ -145,7 +146,8 @@ def _decays(named: Mapping[str, Tensor], places: Mapping[str, tuple[int, torch.S
     """Weight decay by place: the confidence head is the last of the parameters."""
     names = list(named)
     first = next(i for i, name in enumerate(names) if ".conf_head." in name)
-    assert all(".conf_head." in name for name in names[first:])
+    if not all(".conf_head." in name for name in names[first:]):
+        raise RuntimeError("the confidence head must hold the last of the parameters, for its decay begins at a place")
     return {
         "weight_decay": config.weight_decay,
         "late_weight_decay": config.conf_head_weight_decay,

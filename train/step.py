@@ -1,7 +1,7 @@
 """One step of training as device work alone: gradients of the micro-batches, their sum in a fixed order, the update.
 
-Nothing here waits for the device or asks it anything, so the same function runs eagerly, between ranks, and inside a
-CUDA graph (``train/steps.py``); the bits are the same.
+On one rank nothing here waits for the device or asks it anything, so the same function runs eagerly and inside a CUDA
+graph (``train/steps.py``), and between ranks, whose exchange may wait; the bits are the same.
 """
 
 from __future__ import annotations

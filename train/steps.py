@@ -23,6 +23,9 @@ from wireframe.train.ranks import Ranks
 from wireframe.train.resident import moved
 from wireframe.train.step import StepResult, train_step
 
+# Steps of a span on a GPU: long enough that the host is never waited for, short enough that a signal is answered soon.
+_LONGEST = 50
+
 # Calls before the capture of a graph: kernels are compiled, libraries allocate what they keep.
 _WARM_UP = 3
 
@@ -135,13 +138,13 @@ class Script(NamedTuple):
 class ScriptedSteps:
     """Steps on resident rows that read all they need from the device; on a GPU replays of one graph.
 
-    longest: by default as many as lie between two lines of the log on a GPU, 1 on a CPU.
+    longest: by default as many as lie between two lines of the log on a GPU, at most 50, and 1 on a CPU.
     """
 
     def __init__(self, stage: Stage, longest: int | None = None) -> None:
         self._stage, device = stage, stage.rows.device
         on_gpu = device.type == "cuda"
-        self.longest = longest or (stage.config.log_every if on_gpu else 1)
+        self.longest = longest or (min(stage.config.log_every, _LONGEST) if on_gpu else 1)
         self.ahead = on_gpu
         size = stage.settings.batch_size
         augment = stage.config.augment

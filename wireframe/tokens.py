@@ -12,7 +12,6 @@ that of the folded map, one product with sums in a fixed order instead of a scat
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from wireframe.classes import GESTALT_NAMES, POINT_CLASSES
 from wireframe.kernels import ops
 from wireframe.kernels.point_features_reference import feature_width
+from wireframe.kernels.tensors import without_autocast
 from wireframe.layers import Table
 
 FOURIER_BANDS = 32
@@ -110,7 +110,7 @@ class Tokenizer(nn.Module):
         # Rows without an embedding become the columns of zeros at the end.
         rest = feature_width(FOURIER_BANDS, LABELS) - sum(part.shape[1] for part in columns) - sum(LABELS)
         rows = torch.block_diag(*tables, tables[0].new_zeros(rest, 0))
-        with _without_autocast(weight.device.type):
+        with without_autocast(weight.device.type):
             columns.append(embedded @ rows.T)
         return torch.cat(columns, 1).to(dtype)
 
@@ -127,11 +127,6 @@ class Tokenizer(nn.Module):
                     f"batch[{key!r}] holds {int(values.min())} to {int(values.max())}; "
                     f"labels run from 0 to {table.num_embeddings - 1}"
                 )
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    known = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
 
 
 def check_batch(batch: Mapping[str, Tensor]) -> None:
