@@ -17,12 +17,15 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
         help="static: compile every kernel without a GPU and report; step: time whole steps of training on a GPU, or "
         "with --model say what they ask of one",
     )  # fmt: skip
-    command.add_argument("--out", type=path, help="JSON file for the report; rows that are there stay in it")
+    command.add_argument("--out", type=path, help="file for the report or the rows; rows that are there stay in it")
     static = command.add_argument_group("static")
     static.add_argument(
         "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
     )
     static.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
+    static.add_argument(
+        "--table", action="store_true", help="compile nothing: the committed report's main kernels, as Markdown"
+    )
     add_workers(static)
     step = command.add_argument_group("step")
     step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
@@ -51,6 +54,12 @@ def bench(arguments: argparse.Namespace) -> int:
         from wireframe.bench import step
 
         return step.run(arguments)
+    if arguments.table:
+        from wireframe.bench import static_table
+
+        if arguments.check or out:
+            raise ConfigError("--table prints the committed report and takes neither --check nor --out")
+        return static_table.run()
     from wireframe.bench import static
 
     if arguments.check and out:

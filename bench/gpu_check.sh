@@ -4,12 +4,15 @@
 #   OUT=folder PYTHON=python3.12 bash bench/gpu_check.sh
 #   bash bench/gpu_check.sh kernels attention      these steps alone
 #   bash bench/gpu_check.sh contract fingerprint   training by the contract, and its bits: three minutes, by name only
-#   bash bench/gpu_check.sh step-tests step        the step's operations and graph, and its table of rivals: by name only
-# Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement.
+#   bash bench/gpu_check.sh step-tests             the step's operations and graph: by name only
+#   bash bench/gpu_check.sh step-1                 a step of stage 1 beside its rivals: by name only
+#   bash bench/gpu_check.sh step-3                 the same of stage 3
+# Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement, to which calls that
+# name their steps add.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest and a C++ compiler; no network, and nothing is
 # installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
-# Every step has its own time limit and their sum is below 9 minutes. A failed step does not stop the next
-# ones; the exit status is 1 if any failed. Without a CUDA device the steps say "skipped: no CUDA device".
+# Every step has its own time limit and the sum is below 9 minutes for each of these calls. A failed step does not stop
+# the next ones; the exit status is 1 if any failed. Without a CUDA device the steps say "skipped: no CUDA device".
 set -uo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
@@ -23,7 +26,7 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8
 
 SUMMARY=$OUT/summary.txt LOG=$OUT/steps.log ROWS=$OUT/bench.jsonl
-rm -f "$ROWS"
+[ $# -gt 0 ] || rm -f "$ROWS"
 : > "$SUMMARY"
 : > "$LOG"
 failed=0
@@ -159,7 +162,8 @@ step-tests() {
     return "$failed"
 }
 
-step-table() { "$PYTHON" -m wireframe bench step --seconds 120 --out "$ROWS"; }
+# Every row is written when it is there, and the goals' rivals come first: the limit costs the last ones at most.
+step-table() { "$PYTHON" -m wireframe bench step --stage "$1" --seconds 330 --out "$ROWS"; }
 
 # The rows of the README's table; it needs pyarrow and safetensors.
 fingerprint() {
@@ -185,10 +189,13 @@ step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$RO
 step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
 step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
 
-for by_name in contract fingerprint step-tests; do
-    [[ $wanted == *" $by_name "* ]] && step "$by_name" 200 bash -c "$by_name"
-done
-[[ $wanted == *" step "* ]] && step step 240 bash -c step-table
+by-name() { [[ $wanted != *" $1 "* ]] || step "$@"; }
+
+by-name contract 200 bash -c contract
+by-name fingerprint 200 bash -c fingerprint
+by-name step-tests 200 bash -c step-tests
+by-name step-1 500 bash -c "step-table 1"
+by-name step-3 500 bash -c "step-table 3"
 
 say "results: $OUT"
 exit "$failed"

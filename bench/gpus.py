@@ -1,4 +1,4 @@
-"""What a multiprocessor holds, and what two GPUs reach: the limits that static figures are held against.
+"""What a multiprocessor holds, and what GPUs reach: the limits that static figures and whole steps are held against.
 
 Multiprocessors: CUDA C++ Programming Guide, "Compute Capabilities", tables "Technical Specifications per Compute
 Capability"; the allocation of registers follows NVIDIA's occupancy calculator (``cuda_occupancy.h``).
@@ -41,8 +41,23 @@ class Gpu(NamedTuple):
     bandwidth: float
 
 
-# RTX 4090: specification. H200: bandwidth and half as measured with large copies and products.
-GPUS = {"RTX 4090": Gpu(165.0, 82.6, 1.008), "H200": Gpu(790.0, 67.0, 4.3)}
+# By NVIDIA's data sheets, under what the name that CUDA gives the device ends in. Of the H100 the SXM form with HBM3.
+SPECIFIED = {
+    "RTX 4090": Gpu(165.0, 82.6, 1.008),
+    "H100 80GB HBM3": Gpu(989.0, 67.0, 3.35),
+    "H200": Gpu(989.0, 67.0, 4.8),
+}  # fmt: skip
+
+# What bounds and predictions count with. Of the H200 half and bandwidth are as measured with large products and copies.
+GPUS = {"RTX 4090": SPECIFIED["RTX 4090"], "H200": Gpu(790.0, 67.0, 4.3)}
+
+
+def specified(device: str) -> Gpu | None:
+    """The data sheet's figures of a device by the name that CUDA gives it; None for one that is not listed.
+
+    Other forms of a card have names with more behind, and other figures: a laptop's, a PCIe card's, a part of one.
+    """
+    return next((gpu for name, gpu in SPECIFIED.items() if device.endswith(f" {name}")), None)
 
 
 def resident_warps(architecture: int, registers: int, shared: int, warps: int) -> int:

@@ -1,6 +1,6 @@
 """Floating-point operations of the products in a launch of ours, by the name of its kernel and from its arguments.
 
-What ``static_cases`` states for its shapes, for any launch; a kernel that is not named has no products worth counting.
+A kernel that is not named has no products worth counting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def _attention(products: int) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _iterations(products: int) -> Callable[[Mapping[str, Any]], float]:
-    """So many products of the matrix of a transport problem with a vector, in each iteration."""
+    """So many products of the matrix of a transport problem with a vector, in each iteration.
+
+    Two forwards; backwards two more, and an update of rank two, which is worth as much.
+    """
     return lambda a: 2.0 * products * a["p_mask"].shape[0] * a["rows"] * a["columns"] * a["iters"]
 
 
@@ -40,9 +43,11 @@ _FORMULAS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "_sinkhorn_streamed_bwd_kernel": _iterations(4),
     "_segment_matching_fwd_kernel": _iterations(2),
     "_segment_matching_bwd_kernel": _iterations(4),
+    # The differences of midpoints squared, and the cosines: two products of three terms a pair.
     "_segment_cost_fwd_kernel": lambda a: 2.0 * 6 * math.prod(a["p_cost"].shape),
     "_linear_gelu_fwd_kernel": lambda a: 2.0 * math.prod(a["p_x"].shape) * a["N"],
     "_linear_gelu_bwd_kernel": lambda a: 2.0 * math.prod(a["p_x"].shape) * a["N"],
+    # One product and one sum an element.
     "_dropout_add_fwd_kernel": lambda a: 2.0 * math.prod(a["p_out"].shape),
     "_dropout_add_bwd_kernel": lambda a: 1.0 * math.prod(a["p_dbranch"].shape),
 }

@@ -89,7 +89,7 @@ def configurations(module: str, arch: int) -> list[Configuration]:
             label = f"{case.name} {case.dtype} {case.dim}{number}"
             if key not in found:
                 minimum = listed.minimum_warps(name, case.dtype, case.dim)
-                flops = case.flops.get(name, 0.0)
+                flops = case.flops(launch)
                 found[key] = Configuration(arch, launch, made, key, case.dtype, case.dim, flops, minimum, [])
             if label not in found[key].cases:
                 found[key].cases.append(label)

@@ -8,12 +8,13 @@ reaches every entry of the tile table.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 
 from wireframe.bench import atomic_attention
+from wireframe.bench.kernel_flops import kernel_flops
 from wireframe.kernels import (
     adamw_step_triton,
     dropout_triton,
@@ -85,14 +86,14 @@ class Case(NamedTuple):
     """One call of an operation, or of its gradient.
 
     dim: head dimension, side of a transport problem, or width of the model. plan: launches on an architecture. flops:
-    of the products of a launch, by the name of its kernel.
+    gives those of the products of a launch.
     """
 
     name: str
     dtype: str
     dim: int
     plan: Callable[[int], list[Launch]]
-    flops: Mapping[str, float]
+    flops: Callable[[Launch], float] = kernel_flops
 
 
 def minimum_warps(kernel: str, dtype: str, dim: int) -> int:
@@ -144,14 +145,6 @@ class _Attention:
         mask = _empty(batch, keys, dtype=torch.bool) if masked else None
         self.forward = (q, k, v, log_scale, mask, out, lse)
         self.backward = (do, *self.forward, dq, dk, dv, dlog_scale)
-        product = 2.0 * batch * HEADS * queries * keys * dim
-        self.flops = {
-            "_qk_norm_attention_keys_kernel": 2.0 * batch * KV_HEADS * keys * dim,
-            "_qk_norm_attention_fwd_kernel": 2 * product,
-            "_qk_norm_attention_dq_kernel": 3 * product,
-            "_qk_norm_attention_dkv_kernel": 4 * product,
-            "_atomic_attention_bwd_kernel": 5 * product,
-        }
 
 
 def _attention(
@@ -167,15 +160,15 @@ def _attention(
     def plan_backward(architecture: int) -> list[Launch]:
         return qk_norm_attention_backward.plan_backward(*tensors.backward, architecture)
 
-    yield Case(name, dtype, dim, plan_forward, tensors.flops)
+    yield Case(name, dtype, dim, plan_forward)
     if backward:
-        yield Case(name, dtype, dim, plan_backward, tensors.flops)
+        yield Case(name, dtype, dim, plan_backward)
 
 
 def _atomic_attention(tile: atomic_attention.Tile) -> Case:
     tensors = _Attention("bf16", HEAD_DIM, BATCH, 256, 4096, masked=True)
     plan = functools.partial(atomic_attention.plan_atomic_backward, *tensors.backward, tile)
-    return Case(f"atomic {BATCH}x{HEADS}x256x4096 masked", "bf16", HEAD_DIM, lambda architecture: plan(), tensors.flops)
+    return Case(f"atomic {BATCH}x{HEADS}x256x4096 masked", "bf16", HEAD_DIM, lambda architecture: plan())
 
 
 def _transport_cases() -> Iterator[Case]:
@@ -190,12 +183,6 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _iterations(op: str, side: int) -> dict[str, float]:
-    """Products of all iterations: two with the kernel matrix each; backwards two more and an update of rank two."""
-    entries = 2.0 * PROBLEMS * side * side * ITERS
-    return {f"_{op}_fwd_kernel": 2 * entries, f"_{op}_bwd_kernel": 4 * entries}
-
-
 def _sinkhorn(side: int) -> Iterator[Case]:
     cost, dcost = (_empty(PROBLEMS, side, side) for _ in range(2))
     log_plan, grad = (_empty(PROBLEMS, side + 1, side + 1) for _ in range(2))
@@ -204,15 +191,14 @@ def _sinkhorn(side: int) -> Iterator[Case]:
     settings = {"eps": EPS, "dustbin": DUSTBIN, "lowest": sinkhorn.lowest_cost(EPS, DUSTBIN)}
     plan_forward = functools.partial(sinkhorn_triton.plan_forward, cost, mask, log_plan, iters=ITERS, **settings)
     plan_backward = functools.partial(sinkhorn_triton.plan_backward, cost, mask, grad, u, v, dcost, x, y, **settings)
-    flops = _iterations("sinkhorn", side) | _iterations("sinkhorn_streamed", side)
     name = f"sinkhorn {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda _: plan_forward(u, v), flops)
-    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward(u, v))
+    yield Case(name, "fp32", side, lambda _: plan_backward())
     if side == 64:
         # Nothing is saved where no gradient is wanted.
         nothing = _empty(PROBLEMS, 0, side + 1)
         name = f"{name} without gradient"
-        yield Case(name, "fp32", side, lambda _: plan_forward(nothing, nothing), flops)
+        yield Case(name, "fp32", side, lambda _: plan_forward(nothing, nothing))
 
 
 def _segment_matching(side: int) -> Iterator[Case]:
@@ -229,10 +215,9 @@ def _segment_matching(side: int) -> Iterator[Case]:
     plan_backward = functools.partial(
         segment_matching_triton.plan_backward, grad, pred, target, mask, u, v, dpred, dtarget, terms, **settings
     )
-    flops = _iterations("segment_matching", side)
     name = f"segment_matching {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda _: plan_forward(), flops)
-    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward())
+    yield Case(name, "fp32", side, lambda _: plan_backward())
 
 
 def _segment_cost(side: int) -> Iterator[Case]:
@@ -242,11 +227,9 @@ def _segment_cost(side: int) -> Iterator[Case]:
     plan_backward = functools.partial(
         segment_cost_triton.plan_backward, pred, target, grad, dpred, dtarget, weights=WEIGHTS
     )
-    # The differences of midpoints squared, and the cosines: two products of three terms a pair.
-    flops = {"_segment_cost_fwd_kernel": 2.0 * 6 * PROBLEMS * side * side}
     name = f"segment_cost {PROBLEMS}x{side}x{side}"
-    yield Case(name, "fp32", side, lambda _: plan_forward(), flops)
-    yield Case(name, "fp32", side, lambda _: plan_backward(), flops)
+    yield Case(name, "fp32", side, lambda _: plan_forward())
+    yield Case(name, "fp32", side, lambda _: plan_backward())
 
 
 def _dropout_cases() -> Iterator[Case]:
@@ -259,10 +242,8 @@ def _dropout_cases() -> Iterator[Case]:
         branch, dbranch = (_empty(BATCH, 256, HIDDEN, dtype=DTYPES[dtype]) for _ in range(2))
         forward = functools.partial(dropout_triton.plan_forward, x, branch, keys, out, **settings)
         backward = functools.partial(dropout_triton.plan_backward, grad, keys, dbranch, **settings)
-        # One product and one sum an element.
-        flops = {"_dropout_add_fwd_kernel": 2.0 * x.numel(), "_dropout_add_bwd_kernel": 1.0 * x.numel()}
-        yield Case(name, dtype, HIDDEN, lambda _, plan=forward: plan(), flops)
-        yield Case(name, dtype, HIDDEN, lambda _, plan=backward: plan(), flops)
+        yield Case(name, dtype, HIDDEN, lambda _, plan=forward: plan())
+        yield Case(name, dtype, HIDDEN, lambda _, plan=backward: plan())
 
 
 def _point_features_cases() -> Iterator[Case]:
@@ -275,7 +256,7 @@ def _point_features_cases() -> Iterator[Case]:
         out = _empty(*shape, feature_width(bands, labels), dtype=DTYPES[dtype])
         tensors = (xyz, class_id, source, behind, views, fraction, mask, frequencies, out)
         plan = functools.partial(point_features_triton.plan_forward, *tensors, labels=labels)
-        yield Case(f"point_features {BATCH}x2048", dtype, out.shape[-1], lambda _, plan=plan: plan(), {})
+        yield Case(f"point_features {BATCH}x2048", dtype, out.shape[-1], lambda _, plan=plan: plan())
 
 
 def _residual_norm_cases() -> Iterator[Case]:
@@ -286,7 +267,7 @@ def _residual_norm_cases() -> Iterator[Case]:
     x, total, dx, dtotal = (_empty(BATCH, 256, HIDDEN) for _ in range(4))
 
     def case(name: str, dtype: str, planner: Callable, *tensors: torch.Tensor | None, **settings) -> Case:
-        return Case(name, dtype, HIDDEN, lambda _: planner(*tensors, **settings), {})
+        return Case(name, dtype, HIDDEN, lambda _: planner(*tensors, **settings))
 
     forward, backward = residual_norm_triton.plan_forward, residual_norm_triton.plan_backward
     for dtype in ("bf16", "fp32"):
@@ -315,7 +296,7 @@ def _adamw_step_cases() -> Iterator[Case]:
     settings = {"grad_clip": 1.0, "betas": (0.9, 0.95), "eps": 1e-8, "decays": (0.01, 0.1), "late_from": 0}
     state = weights, gradient, exp_avg, exp_avg_sq, count, lr, healthy, half, norm
     plan = functools.partial(adamw_step_triton.plan, *state, **settings)
-    yield Case(f"adamw_step {WEIGHTS_NUMBER}", "bf16", HIDDEN, lambda _: plan(), {})
+    yield Case(f"adamw_step {WEIGHTS_NUMBER}", "bf16", HIDDEN, lambda _: plan())
 
 
 def _linear_gelu_cases() -> Iterator[Case]:
@@ -329,8 +310,6 @@ def _linear_gelu_cases() -> Iterator[Case]:
             bias, dbias = (_empty(FF, dtype=DTYPES[dtype]), _empty(FF)) if biased else (None, None)
             forward = functools.partial(linear_gelu_triton.plan_forward, x, weight, bias, out)
             backward = functools.partial(linear_gelu_triton.plan_backward, dout, x, weight, bias, dy, dbias)
-            product = 2.0 * rows * inputs * FF
-            flops = {"_linear_gelu_fwd_kernel": product, "_linear_gelu_bwd_kernel": product}
             name = f"linear_gelu {rows}x{inputs}x{FF}"
-            yield Case(name, dtype, inputs, forward, flops)
-            yield Case(name, dtype, inputs, backward, flops)
+            yield Case(name, dtype, inputs, forward)
+            yield Case(name, dtype, inputs, backward)

@@ -1,271 +1,112 @@
 """Times whole steps of training, ours beside rivals, on a CUDA device: ``wireframe bench step``.
 
-Every provider takes the same made rows, the published model, bfloat16 products and AdamW; what a step includes is the
-same too, from the choice of scenes to the update. Providers take turns in rounds of several steps, timed from the first
-launch to the end of the last, so that a host that is late counts. Launches and the share of time without a kernel come
-from torch.profiler, over steps of their own.
+Ours is built first and stays; every rival is built, timed in turns with ours, and dropped before the next one. So a
+ratio is of times of one stretch, memory is a rival's own, and a row is whole as soon as it is there. A turn is several
+steps, timed from before the first until the device has done the last, so that a host that is late counts. Launches and
+the share of time without a kernel come from torch.profiler, over steps of their own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import itertools
+import gc
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from wireframe.bench.gpus import GPUS
-from wireframe.bench.plain_model import PlainPerceiver, plain_loss, plain_optimizer, plain_step
+from wireframe.bench.gpus import specified
+from wireframe.bench.step_rivals import (
+    COMPILED,
+    FIXED,
+    FREE,
+    GRAPHED,
+    OURS,
+    PROVIDERS,
+    PUBLISHED,
+    Bench,
+    Provider,
+    Run,
+    make_bench,
+)
 from wireframe.bench.timing import Case, append_rows, describe_machine, heading, milliseconds, result
 from wireframe.errors import one_line
-from wireframe.kernels.determinism import deterministic, prepare_process
-from wireframe.perceiver import Perceiver
-from wireframe.train.config import BASE_CONFIG, SMOKE_CONFIG, TrainConfig, load_config
-from wireframe.train.data import Batch, TrainingSet
-from wireframe.train.made_rows import made_rows
-from wireframe.train.optimizer import FlatAdamW
-from wireframe.train.ranks import Ranks
-from wireframe.train.steps import EagerSteps, ScriptedSteps, Stage
-
-OURS = "ours"
-FREE = "ours, torch's determinism off"
-PLAIN = "torch eager"
-COMPILED = "torch.compile"
-GRAPHED = "torch.compile in a CUDA graph"
-PUBLISHED = "published style: host loader, torch.compile"
-_FIXED = ", deterministic"
+from wireframe.kernels.determinism import prepare_process
 
 # Multiply-adds of the forward pass of a scene, by points, of the published model; training takes three times that.
 FORWARD_MACS = {2048: 3817e6, 4096: 5761e6}
 
 # What a step of ours may take at most, in shares of the rivals' time.
-_GOALS = ((GRAPHED, 0.9), (COMPILED + _FIXED, 0.5), (PUBLISHED, 0.4))
+_GOALS = ((GRAPHED, 0.9), (COMPILED + FIXED, 0.5), (PUBLISHED, 0.4))
 _MFU_GOAL, _DETERMINISM_GOAL = 0.45, 1.02
 
-_SCENES = 96
 _PROFILED = 3
-
-Run = Callable[[int], object]
-
-
-class Bench(NamedTuple):
-    """What all providers share: a stage of a run whose rows lie on the device."""
-
-    config: TrainConfig
-    index: int
-    rows: TrainingSet
-    device: torch.device
-    backend: str
-
-    def stage(self) -> Stage:
-        """The stage with weights of its own."""
-        config = self.config
-        model = Perceiver(config.model, seed=config.seed).train().to(self.device)
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        optimizer = FlatAdamW(model, config.optimizer, dtype, config.micro_batches)
-        return Stage(config, self.index, self.rows, optimizer, Ranks(self.device))
-
-    def batches(self, stage: Stage) -> Iterator[Batch]:
-        """Batch after batch of resident rows, laid out by the host."""
-        config, steps = self.config, itertools.count(stage.begin)
-        requests = ((step, rows) for step in steps for rows in stage.micro_batches(step))
-        return stage.rows.batches(requests, config.seed, config.augment, stage.settings.points)
-
-
-class Provider(NamedTuple):
-    """One way to take steps. build: gives the function that takes so many, under ``settings``. slow: to compile."""
-
-    name: str
-    build: Callable[[Bench], Run]
-    deterministic: bool = False
-    slow: bool = False
-
-    def settings(self, device: torch.device) -> contextlib.AbstractContextManager:
-        return deterministic(device.type) if self.deterministic else contextlib.nullcontext()
-
-
-def _scripted(bench: Bench) -> Run:
-    stage = bench.stage()
-    steps, at = ScriptedSteps(stage, 20), itertools.count(stage.begin, 20)
-
-    def run(count: int) -> None:
-        for start in range(0, count, 20):
-            begin = next(at)
-            steps.start(begin, begin + min(20, count - start), False)
-
-    return run
-
-
-def _one_by_one(bench: Bench) -> Run:
-    stage = bench.stage()
-    steps, at = EagerSteps(stage, bench.batches(stage)), itertools.count(stage.begin)
-
-    def run(count: int) -> None:
-        for begin in itertools.islice(at, count):
-            steps.start(begin, begin + 1, False)
-
-    return run
-
-
-class _Plain:
-    """The model in plain PyTorch with its optimiser; ``step`` takes a batch."""
-
-    def __init__(self, bench: Bench, compiled: bool, fused: bool = False) -> None:
-        config, stage = bench.config, bench.config.stages[bench.index]
-        plain = PlainPerceiver(config.model).train()
-        plain.load_state_dict(Perceiver(config.model, seed=config.seed).state_dict())
-        self.model = plain.to(bench.device)
-        self._optimizer = plain_optimizer(self.model, config.optimizer, fused)
-        self._call, self._loss = self.model, plain_loss
-        if compiled:
-            self._call, self._loss = (
-                torch.compile(f, backend=bench.backend, dynamic=False) for f in (self.model, plain_loss)
-            )
-        self._how = {
-            "grad_clip": config.optimizer.grad_clip, "endpoint_weight": stage.endpoint_weight,
-            "conf_target": stage.conf_target, "loss": self._loss,
-            "autocast": torch.bfloat16 if config.precision == "bfloat16" else None,
-        }  # fmt: skip
-        self._config = config.loss
-
-    def step(self, batch: Batch) -> Tensor:
-        return plain_step(
-            self._call, self._optimizer, batch.inputs, batch.target, batch.target_mask, self._config, **self._how
-        )
-
-
-def _plain(bench: Bench, compiled: bool) -> Run:
-    plain, batches = _Plain(bench, compiled), bench.batches(bench.stage())
-
-    def run(count: int) -> None:
-        for batch in itertools.islice(batches, count):
-            plain.step(batch)
-
-    return run
-
-
-def _compiled_graph(bench: Bench) -> Run:
-    """A compiled step and fused AdamW in one graph, with a batch that lies where the graph reads it."""
-    plain, batches = _Plain(bench, compiled=True, fused=True), bench.batches(bench.stage())
-    if bench.device.type != "cuda":
-        raise RuntimeError("there are no graphs on a CPU")
-    static = next(batches)
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            plain.step(static)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        plain.step(static)
-
-    def run(count: int) -> None:
-        for batch in itertools.islice(batches, count):
-            for name, tensor in batch.inputs.items():
-                static.inputs[name].copy_(tensor)
-            for old, new in zip(static[1:], batch[1:]):
-                old.copy_(new)
-            graph.replay()
-
-    return run
-
-
-class _Files(torch.utils.data.Dataset):
-    """Rows as a data set of files gives them: decoded when they are asked for, by the workers of a loader."""
-
-    def __init__(self, points: int) -> None:
-        from wireframe.samples import write_sample
-
-        self._rows = [write_sample(scene) for scene in made_rows(points, _SCENES)]
-
-    def __len__(self) -> int:
-        # Workers start anew with every epoch: let there be one.
-        return 1 << 20
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        from wireframe.samples import read_sample
-        from wireframe.tokens import MODEL_INPUTS
-
-        scene = read_sample(self._rows[index % _SCENES])
-        found = {name: torch.from_numpy(getattr(scene, name).copy()) for name in MODEL_INPUTS}
-        target = torch.zeros(64, 2, 3)
-        target[: len(scene.gt_segments)] = torch.from_numpy(scene.gt_segments)
-        return {**found, "target": target, "target_mask": torch.arange(64) < len(scene.gt_segments)}
-
-
-def _published(bench: Bench) -> Run:
-    stage = bench.config.stages[bench.index]
-    plain = _Plain(bench, compiled=True)
-    pinned = bench.device.type == "cuda"
-    loader = torch.utils.data.DataLoader(
-        _Files(stage.points), stage.batch_size, shuffle=True, num_workers=8 if pinned else 1, pin_memory=pinned
-    )
-    batches = iter(loader)
-
-    def run(count: int) -> None:
-        for host in itertools.islice(batches, count):
-            found = {name: tensor.to(bench.device, non_blocking=True) for name, tensor in host.items()}
-            target, mask = found.pop("target"), found.pop("target_mask")
-            # A loop as it is published reads its loss.
-            plain.step(Batch(found, target, mask, mask)).mean().item()
-
-    return run
-
-
-PROVIDERS = (
-    Provider(OURS, _scripted, deterministic=True),
-    Provider(FREE, _scripted),
-    Provider(f"{OURS}, without a graph", _one_by_one, deterministic=True),
-    Provider(PLAIN, lambda bench: _plain(bench, False)),
-    Provider(COMPILED, lambda bench: _plain(bench, True), slow=True),
-    Provider(GRAPHED, _compiled_graph, slow=True),
-    Provider(PUBLISHED, _published, slow=True),
-    Provider(PLAIN + _FIXED, lambda bench: _plain(bench, False), deterministic=True),
-    Provider(COMPILED + _FIXED, lambda bench: _plain(bench, True), deterministic=True, slow=True),
-)
 
 
 def measure_steps(
     bench: Bench, machine: dict, rounds: int, steps: int, late: Callable[[], bool] = lambda: False
 ) -> Iterator[dict]:
-    """A row a provider: milliseconds a step, model FLOP utilisation, launches, idle share, peak memory.
+    """A row a provider, as soon as it is timed; where one cannot be built or run, the reason under ``failed``.
+
+    Of a row: milliseconds a step, ``ours_ms``, the median of ours in the same turns, model FLOP utilisation against the
+    data sheet's peak, launches, idle share, peak memory.
 
     Args:
-        rounds: how often each provider takes ``steps`` steps, in turn.
+        rounds: how often each provider takes ``steps`` steps, in turn with ours.
         late: whether the time is over, so that no further slow provider is built.
     """
-    built: list[tuple[Provider, Run, dict]] = []
+    ours: list[tuple[Provider, Run]] = []
     for provider in PROVIDERS:
         names = {"op": "training step", "provider": provider.name, "shape": _shape(bench)}
         if provider.slow and late():
             yield {**names, "failed": "left out, the time is over", **machine}
             continue
         try:
-            with provider.settings(bench.device):
-                start = time.monotonic()
-                run, peak = _built(provider, bench)
-                first = round(time.monotonic() - start, 1)
-                built.append((provider, run, {"peak_mib": peak, "first_s": first, **_profile(run, bench.device)}))
+            row, run = _measured(provider, ours, bench, machine, rounds, steps)
+            if provider.name == OURS:
+                ours.append((provider, run))
+            del run
         except Exception as failure:
-            yield {**names, "failed": one_line(failure), **machine}
-    times: list[list[float]] = [[] for _ in built]
-    # The first turn does not count.
+            row = {**names, "failed": one_line(failure), **machine}
+        yield row
+        _forget(provider, bench.device)
+
+
+def _measured(
+    provider: Provider, ours: list[tuple[Provider, Run]], bench: Bench, machine: dict, rounds: int, steps: int
+) -> tuple[dict, Run]:
+    """The row of a provider, and what runs it."""
+    with provider.settings(bench.device):
+        start = time.monotonic()
+        run, peak = _built(provider, bench)
+        details = {"first_s": round(time.monotonic() - start, 1), "peak_mib": peak, **_profile(run, bench.device)}
+    times, *beside = _in_turns([(provider, run), *ours], rounds, steps, bench.device)
+    row = result(Case("training step", provider.name, _shape(bench), run), times, machine, **details)
+    return {
+        **row, **_utilisation(row["p50_ms"], bench, machine["device"]), "deterministic": provider.deterministic,
+        "steps": steps, "ours_ms": round(float(np.median(beside[0])), 5) if beside else None,
+    }, run  # fmt: skip
+
+
+def _in_turns(taking: list[tuple[Provider, Run]], rounds: int, steps: int, device: torch.device) -> list[list[float]]:
+    """Milliseconds a step of every round of each; the first round does not count."""
+    times: list[list[float]] = [[] for _ in taking]
     for _ in range(rounds + 1):
-        for (provider, run, _), own in zip(built, times):
-            with provider.settings(bench.device):
-                own.append(_clock(run, steps, bench.device) / steps)
-    times = [own[1:] for own in times]
-    flops = 6 * FORWARD_MACS.get(bench.rows.points, 0) * bench.config.stages[bench.index].batch_size
-    for (provider, run, details), own in zip(built, times):
-        row = result(Case("training step", provider.name, _shape(bench), run), own, machine, **details)
-        peak = _peak_flops(machine["device"])
-        share = flops / (row["p50_ms"] * 1e-3) / peak if flops and peak else None
-        yield {**row, "deterministic": provider.deterministic, "steps": steps, "mfu": share and round(share, 4)}
+        for (provider, run), own in zip(taking, times):
+            with provider.settings(device):
+                own.append(_clock(run, steps, device) / steps)
+    return [own[1:] for own in times]
+
+
+def _forget(provider: Provider, device: torch.device) -> None:
+    """Gives back what a provider held that nobody refers to any more."""
+    if provider.slow:
+        torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _built(provider: Provider, bench: Bench) -> tuple[Run, float | None]:
@@ -322,58 +163,65 @@ def _profile(run: Run, device: torch.device) -> dict[str, Any]:
     return {"launches": round(len(spans) / _PROFILED), "idle": round(1 - busy / whole, 4)}
 
 
+def _utilisation(step_ms: float, bench: Bench, device: str) -> dict[str, float | None]:
+    """mfu: the model's FLOP/s as a share of ``mfu_of`` TFLOP/s, those of bfloat16 on the device's data sheet."""
+    flops = 6 * FORWARD_MACS.get(bench.rows.points, 0) * bench.config.stages[bench.index].batch_size
+    sheet = specified(device)
+    if not flops or sheet is None:
+        return {"mfu": None, "mfu_of": None}
+    return {"mfu": round(flops / (step_ms * 1e-3) / (sheet.half * 1e12), 4), "mfu_of": sheet.half}
+
+
 def _shape(bench: Bench) -> str:
     stage = bench.config.stages[bench.index]
     return f"{stage.batch_size} x {stage.points}, {bench.config.precision}"
 
 
-def _peak_flops(name: str) -> float | None:
-    """FLOP/s of half precision products of a device, where it is known."""
-    return next((gpu.half * 1e12 for known, gpu in GPUS.items() if known in name), None)
+def table(rows: list[dict], device: str) -> str:
+    """Markdown of the rows of one stage, measured on a device."""
+    return "\n".join([table_head(device), *map(table_line, rows)])
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown of the rows of one stage."""
-    lines = ["| provider | ms a step | p20-p80 | MFU | launches | idle | peak MiB |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        if "failed" in row:
-            lines.append(f"| {row['provider']} | not measured: {row['failed']} | | | | | |")
-            continue
-        low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
-        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        idle = "" if row.get("idle") is None else f"{row['idle']:.1%}"
-        cells = (row["provider"], middle, f"{low}-{high}", mfu, row.get("launches") or "", idle, row["peak_mib"] or "")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+def table_head(device: str) -> str:
+    """The first two lines of ``table``."""
+    sheet = specified(device)
+    mfu = "MFU" if sheet is None else f"MFU, of {sheet.half:g} TFLOP/s"
+    columns = ("provider", "ms a step", "p20-p80", "ours beside it", mfu, "launches", "idle", "peak MiB")
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def table_line(row: dict) -> str:
+    """The line of a row in ``table``."""
+    if "failed" in row:
+        return f"| {row['provider']} | not measured: {row['failed']} |{' |' * 6}"
+    low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
+    ours = "" if row["ours_ms"] is None else milliseconds(row["ours_ms"])
+    mfu, idle = ("" if row.get(name) is None else f"{row[name]:.1%}" for name in ("mfu", "idle"))
+    cells = (
+        row["provider"], middle, f"{low}-{high}", ours, mfu, row.get("launches") or "", idle, row["peak_mib"] or "",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def goals(rows: list[dict]) -> list[str]:
     """The goals of one stage, each beside what was measured."""
-    times = {row["provider"]: row.get("p50_ms") for row in rows}
-    ours = times.get(OURS)
-    found = [(f"ours / {rival}", _ratio(ours, times.get(rival)), bound) for rival, bound in _GOALS]
-    found.append(("ours / without torch's determinism", _ratio(ours, times.get(FREE)), _DETERMINISM_GOAL))
-    lines = [_goal(name, value, bound, value is not None and value <= bound, "<=") for name, value, bound in found]
-    mfu = next((row.get("mfu") for row in rows if row["provider"] == OURS), None)
+    found = {row["provider"]: row for row in rows}
+    wanted = [(f"ours / {rival}", rival, bound) for rival, bound in _GOALS]
+    wanted.append(("ours / without torch's determinism", FREE, _DETERMINISM_GOAL))
+    shares = [(name, _share(found.get(rival, {})), bound) for name, rival, bound in wanted]
+    lines = [_goal(name, share, bound, share is not None and share <= bound, "<=") for name, share, bound in shares]
+    mfu = found.get(OURS, {}).get("mfu")
     return [*lines, _goal("MFU", mfu, _MFU_GOAL, mfu is not None and mfu >= _MFU_GOAL, ">=")]
 
 
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a and b else None
+def _share(row: dict) -> float | None:
+    """Time of ours in a rival's, of the same turns."""
+    return row["ours_ms"] / row["p50_ms"] if row.get("ours_ms") else None
 
 
 def _goal(name: str, value: float | None, bound: float, met: bool, sign: str) -> str:
     said = "not measured yet" if value is None else f"measured {value:.3g}: {'met' if met else 'missed'}"
     return f"{name}: goal {sign} {bound:g}, {said}"
-
-
-def make_bench(stage: int, device: str, small: bool = False, backend: str = "inductor") -> Bench:
-    """Stage ``stage``, from 0, of the published recipe, or with ``small`` of the smoke recipe, on made rows."""
-    config = load_config(SMOKE_CONFIG if small else BASE_CONFIG)
-    config = dataclasses.replace(config, precision="float32" if small else "bfloat16", micro_batches=1)
-    scenes = made_rows(config.stages[stage].points, _SCENES)
-    rows = TrainingSet.from_scenes(scenes, config.model.segments, device)
-    return Bench(config, stage, rows, torch.device(device), backend)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -387,16 +235,17 @@ def run(options: argparse.Namespace) -> int:
     failed = False
     for stage in options.stage:
         bench = make_bench(stage - 1, options.device, options.small, options.backend)
-        rows = list(
-            measure_steps(
-                bench, machine, options.rounds, options.steps,
-                lambda: options.seconds is not None and time.monotonic() - start > options.seconds,
-            )
-        )  # fmt: skip
-        if options.out:
-            append_rows(options.out, rows)
+        print(f"stage {stage}, {_shape(bench)}", table_head(machine["device"]), sep="\n", flush=True)
+        rows = []
+        for row in measure_steps(
+            bench, machine, options.rounds, options.steps,
+            lambda: options.seconds is not None and time.monotonic() - start > options.seconds,
+        ):  # fmt: skip
+            if options.out:
+                append_rows(options.out, [row])
+            print(table_line(row), flush=True)
+            rows.append(row)
         # What a CPU takes says nothing about the goals.
-        found = goals(rows if options.device == "cuda" else [])
-        print(f"stage {stage}, {_shape(bench)}", table(rows), *found, sep="\n", flush=True)
+        print(*goals(rows if options.device == "cuda" else []), sep="\n", flush=True)
         failed |= any("failed" in row for row in rows if row["provider"].startswith(OURS))
     return int(failed)

@@ -1,6 +1,7 @@
 """The steps that ``bench/step_model.py`` looks at, on meta tensors at the published sizes.
 
-"ours" is ``train.step.train_step`` as it is. "plain" is ``plain_model.plain_step`` as it would run on a CUDA device
+"ours" is what a graph of ``train.steps.ScriptedSteps`` holds, from the line of the script to what the step tells.
+"plain" is ``plain_model.plain_step`` behind the same gather and turn of its batch, as it would run on a CUDA device
 under bfloat16 autocast: meta tensors know neither autocast nor the kernels of a device, so ``OnCuda`` puts the casts
 of autocast in front of functions, and gives attention, dropout and RMSNorm the one kernel that CUDA has for each.
 """
@@ -22,11 +23,14 @@ from torch.utils._pytree import tree_map
 from wireframe.bench import plain_model
 from wireframe.bench.step_trace import Row, Trace
 from wireframe.perceiver import Perceiver
-from wireframe.train import step as train_step
-from wireframe.train.config import BASE_CONFIG, StageConfig, TrainConfig, load_config
-from wireframe.train.data import Batch
+from wireframe.train import step as one_step
+from wireframe.train import steps as many_steps
+from wireframe.train.config import BASE_CONFIG, TrainConfig, load_config
+from wireframe.train.data import Batch, TrainingSet
+from wireframe.train.made_rows import made_rows
 from wireframe.train.optimizer import FlatAdamW
 from wireframe.train.ranks import Ranks
+from wireframe.train.steps import ScriptedSteps, Stage
 
 STEPS = ("ours", "plain")
 
@@ -122,26 +126,26 @@ def traced(of: str, stage: int, half: bool = True) -> Traced:
     """
     config = load_config(BASE_CONFIG)
     settings = config.stages[stage - 1]
-    batch = meta_batch(settings, config)
     run = _plain if of == "plain" else _ours
-    return Traced(run(config, settings, batch, half), of, stage, settings.batch_size, settings.points)
+    return Traced(run(config, stage - 1, half), of, stage, settings.batch_size, settings.points)
 
 
-def meta_batch(stage: StageConfig, config: TrainConfig) -> Batch:
-    """A batch of a stage, without memory."""
-    scenes, segments = stage.batch_size, config.model.segments
+def meta_stage(config: TrainConfig, index: int, optimizer: FlatAdamW | None = None) -> Stage:
+    """Stage ``index``, from 0, of a run whose rows lie on the meta device: as many as a batch has scenes."""
+    settings, device = config.stages[index], torch.device("meta")
+    rows = TrainingSet.from_scenes(made_rows(settings.points, settings.batch_size), config.model.segments, device)
+    stage = Stage(config, index, rows, optimizer, Ranks(device))
+    # The first batch brings the tables of places and keys to the device.
+    meta_batch(stage)
+    return stage
 
-    def points(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty(scenes, stage.points, *shape, dtype=dtype, device="meta")
 
-    inputs = {
-        "xyz_norm": points(torch.float32, 3), "class_id": points(torch.uint8), "source": points(torch.uint8),
-        "mask": points(torch.bool), "behind": points(torch.int16), "n_views_voted": points(torch.uint8),
-        "vote_frac": points(torch.float32),
-    }  # fmt: skip
-    target = torch.empty(scenes, segments, 2, 3, device="meta")
-    target_mask = torch.empty(scenes, segments, dtype=torch.bool, device="meta")
-    return Batch(inputs, target, target_mask, torch.empty(scenes, dtype=torch.int64, device="meta"))
+def meta_batch(stage: Stage) -> Batch:
+    """A batch of a stage as its steps make it, without memory."""
+    config, settings, device = stage.config, stage.settings, stage.rows.device
+    step, scenes = (torch.empty(shape, dtype=torch.int64, device=device) for shape in ((), (settings.batch_size,)))
+    turns = torch.empty(settings.batch_size, 4, device=device)
+    return stage.rows.batch_on_device(config.seed, step, scenes, turns, config.augment, settings.points)
 
 
 class _OnCuda(torch.nn.Module):
@@ -156,18 +160,20 @@ class _OnCuda(torch.nn.Module):
             return self.model(batch)
 
 
-def _plain(config: TrainConfig, stage: StageConfig, batch: Batch, half: bool) -> list[Row]:
+def _plain(config: TrainConfig, index: int, half: bool) -> list[Row]:
+    stage, seen = meta_stage(config, index), Trace()
     with torch.device("meta"):
         model = _OnCuda(plain_model.PlainPerceiver(config.model), torch.bfloat16 if half else None)
-    seen = Trace()
     with _meta_as_cuda():
         optimizer = plain_model.plain_optimizer(model, config.optimizer)
         _begin(model, optimizer)
+        step = seen.of_step(plain_model.plain_step)
         with seen:
-            plain_model.plain_step(
+            batch = meta_batch(stage)
+            step(
                 model, optimizer, batch.inputs, batch.target, batch.target_mask, config.loss,
-                grad_clip=config.optimizer.grad_clip, endpoint_weight=stage.endpoint_weight,
-                conf_target=stage.conf_target, loss=seen.of_loss(plain_model.plain_loss),
+                grad_clip=config.optimizer.grad_clip, endpoint_weight=stage.settings.endpoint_weight,
+                conf_target=stage.settings.conf_target, loss=seen.of_loss(plain_model.plain_loss),
             )  # fmt: skip
     return seen.rows
 
@@ -197,10 +203,14 @@ def meta_optimizer(config: TrainConfig, half: bool) -> FlatAdamW:
     return FlatAdamW(model.to("meta").train(), config.optimizer, torch.bfloat16 if half else torch.float32)
 
 
-def _ours(config: TrainConfig, stage: StageConfig, batch: Batch, half: bool) -> list[Row]:
-    optimizer = meta_optimizer(config, half)
-    number, lr = torch.empty((), dtype=torch.int64, device="meta"), torch.empty((), device="meta")
-    seen, ranks = Trace(), Ranks(torch.device("meta"))
-    with mock.patch.object(train_step, "scene_losses", seen.of_loss(train_step.scene_losses)), seen:
-        train_step.train_step(optimizer, [batch], config, stage, number, lr, ranks)
+def _ours(config: TrainConfig, index: int, half: bool) -> list[Row]:
+    steps = ScriptedSteps(meta_stage(config, index, meta_optimizer(config, half)), config.log_every)
+    seen = Trace()
+    with (
+        mock.patch.object(one_step, "scene_losses", seen.of_loss(one_step.scene_losses)),
+        mock.patch.object(many_steps, "train_step", seen.of_step(many_steps.train_step)),
+        seen,
+    ):
+        # What a GPU captures and replays.
+        steps._one()
     return seen.rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wireframe.bench.step_trace import ELEMENTWISE, MOVEMENT, REDUCTION, UPDATE, Row
+from wireframe.bench.step_aten import ELEMENTWISE, MOVEMENT, REDUCTION
+from wireframe.bench.step_trace import AROUND, UPDATE, Row
 
 
 def fused(rows: Sequence[Row]) -> list[Row]:
@@ -26,7 +27,7 @@ def fused(rows: Sequence[Row]) -> list[Row]:
         chains.clear()
 
     for i, row in enumerate(rows):
-        if row.ours or row.phase == UPDATE or row.kind not in (ELEMENTWISE, REDUCTION, MOVEMENT):
+        if row.ours or row.phase in (AROUND, UPDATE) or row.kind not in (ELEMENTWISE, REDUCTION, MOVEMENT):
             close()
             out.append(row)
             continue

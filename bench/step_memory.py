@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from wireframe.bench.step_cases import meta_batch, meta_optimizer
+from wireframe.bench.step_cases import meta_batch, meta_optimizer, meta_stage
 from wireframe.kernels import ops
 from wireframe.train.config import BASE_CONFIG, load_config
 from wireframe.train.loss import scene_losses
@@ -44,7 +44,7 @@ def memory(stage: int, half: bool = True) -> dict[str, int]:
     """
     config = load_config(BASE_CONFIG)
     settings = config.stages[stage - 1]
-    optimizer, batch = meta_optimizer(config, half), meta_batch(settings, config)
+    optimizer, batch = meta_optimizer(config, half), meta_batch(meta_stage(config, stage - 1))
     kept = _Kept(iter([optimizer.master, *optimizer.parameters(), *batch.inputs.values(), *batch[1:]]))
     keys = ops.step_keys(batch.scene_keys, config.seed, 0)
     with contextlib.ExitStack() as stack:

@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 from wireframe.bench import step_memory
 from wireframe.bench.gpus import GPUS, Gpu, roofline_us
-from wireframe.bench.step_cases import Traced, traced
-from wireframe.bench.step_fusion import fused
-from wireframe.bench.step_trace import (
+from wireframe.bench.step_aten import (
     ATTENTION,
     ELEMENTWISE,
     KINDS,
@@ -26,8 +24,10 @@ from wireframe.bench.step_trace import (
     PRODUCTS,
     REDUCTION,
     TRANSPORT,
-    Row,
 )
+from wireframe.bench.step_cases import Traced, traced
+from wireframe.bench.step_fusion import fused
+from wireframe.bench.step_trace import Row
 from wireframe.errors import WireframeError
 from wireframe.files import atomic_write
 

@@ -23,65 +23,28 @@ from torch.utils.flop_counter import flop_registry
 
 from wireframe.bench.kernel_flops import kernel_flops
 from wireframe.bench.static import bytes_moved, kernel_name
+from wireframe.bench.step_aten import (
+    ATTENTION,
+    DATA,
+    ELEMENTWISE,
+    FREE,
+    LOOKS_UP,
+    OPTIMISER,
+    OVERWRITES,
+    PRODUCTS,
+    SEVERAL,
+    TRANSPORT,
+    changed,
+    foreach_launches,
+    is_view,
+    kind,
+    reduced,
+)
 from wireframe.kernels import launch as launching
 from wireframe.kernels.launch import Launch
 
-PRODUCTS, ATTENTION, ELEMENTWISE, REDUCTION, MOVEMENT, TRANSPORT, OPTIMISER = KINDS = (
-    "products", "attention", "elementwise and norms", "reductions", "gather, cat, copy", "loss", "clip and optimiser",
-)  # fmt: skip
-
-FORWARD, LOSS, BACKWARD, UPDATE = PHASES = ("forward", "loss", "backward", "update")
-
-# ATen operations by kind; those not named here are elementwise.
-_KINDS = {
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "_addmm_activation"), PRODUCTS),
-    **dict.fromkeys(
-        ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "linalg_vector_norm", "logsumexp",
-         "native_layer_norm_backward", "_fused_rms_norm_backward", "count_nonzero", "argmax", "norm"), REDUCTION
-    ),
-    **dict.fromkeys(
-        ("cat", "stack", "clone", "copy_", "_to_copy", "index", "index_select", "gather", "scatter",
-         "embedding", "embedding_dense_backward", "index_add", "index_put", "index_put_", "flip", "constant_pad_nd",
-         "slice_backward", "select_backward", "repeat", "zeros", "zeros_like", "new_zeros", "full", "full_like", "ones",
-         "ones_like", "zero_", "fill_", "_foreach_copy_", "slice_scatter", "select_scatter"), MOVEMENT
-    ),
-}  # fmt: skip
-
-# No kernel: memory alone, or a look at what describes a tensor. Views are known by their schema.
-_FREE = {
-    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "resize_", "set_",
-    "is_same_size", "_local_scalar_dense",
-}  # fmt: skip
-
-# Operations of several kernels (ATen's CUDA sources): launches, and how often more than once the largest tensor moves.
-_SEVERAL = {
-    # amax, abs, eq, masked_fill, sub, exp, sum, log, add
-    "logsumexp": (9, 4),
-    # 1 - target, product, log sigmoid, difference
-    "binary_cross_entropy_with_logits": (4, 6),
-    # a copy, then the change in place
-    "masked_fill": (2, 2),
-    # filled, then copied into
-    "constant_pad_nd": (2, 1), "slice_backward": (2, 1), "select_backward": (2, 1),
-    # indices are sorted by radix, and rows of equal indices added
-    "embedding_dense_backward": (10, 1),
-    # rows, then columns
-    "native_layer_norm_backward": (2, 1),
-    # row sums of grad x out first; flash also turns its sums of dq into bfloat16
-    "_scaled_dot_product_efficient_attention_backward": (2, 0),
-    "_scaled_dot_product_flash_attention_backward": (3, 0),
-}
-
-# The argument that they change is not read.
-_OVERWRITES = {"copy_", "fill_", "zero_", "uniform_", "normal_", "random_", "_foreach_copy_", "_foreach_zero_"}
-
-# Read as many elements as they write, whatever the size of the table.
-_LOOKS_UP = {"embedding", "index", "index_select", "gather"}
-
-# Tensors in one launch of a foreach operation by the number of lists, blocks in one, and elements in a block
-# (ATen/native/cuda/MultiTensorApply.cuh).
-_FOREACH_TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
-_FOREACH_BLOCKS, _FOREACH_BLOCK = 320, 65536
+# Around a step: the batch is gathered and turned, and what the step tells is put away.
+AROUND, FORWARD, LOSS, BACKWARD, UPDATE = PHASES = ("around", "forward", "loss", "backward", "update")
 
 # Kernels of ours by what their names begin with; the others are elementwise.
 _OUR_KINDS = {
@@ -114,8 +77,8 @@ class Row(NamedTuple):
     @property
     def part(self) -> str:
         """The class under which it is reported."""
-        if self.phase == UPDATE:
-            return OPTIMISER
+        if self.phase in (UPDATE, AROUND):
+            return OPTIMISER if self.phase == UPDATE else DATA
         return TRANSPORT if self.phase == LOSS else self.kind
 
 
@@ -135,6 +98,19 @@ class Trace(TorchDispatchMode):
         self._recordings: list[contextlib.ExitStack] = []
         # Kept, so that no number is given twice.
         self._storages: dict[int, tuple[int, Any]] = {}
+
+    def of_step(self, function: Callable) -> Callable:
+        """The function, so that its operations are the step's, and what is done before and after it is around it."""
+        self._phase = AROUND
+
+        def noted(*arguments, **keywords):
+            self._phase = FORWARD
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self._phase = AROUND
+
+        return noted
 
     def of_loss(self, function: Callable) -> Callable:
         """The function, so that its operations and their backward pass count as the loss."""
@@ -188,11 +164,11 @@ class Trace(TorchDispatchMode):
                 continue
             name = kernel_name(found)
             tensors = {id(x): x for x in found.arguments.values() if isinstance(x, Tensor)}.values()
-            kind = next((kind for start, kind in _OUR_KINDS.items() if name.startswith(start)), ELEMENTWISE)
+            does = next((does for start, does in _OUR_KINDS.items() if name.startswith(start)), ELEMENTWISE)
             # Which of them are written the launch does not say.
             storages = self._sizes(tensors)
             self.rows.append(Row(
-                name, kind, self._current_phase(), _shapes(tensors), _is_half(tensors), kernel_flops(found),
+                name, does, self._current_phase(), _shapes(tensors), _is_half(tensors), kernel_flops(found),
                 bytes_moved(found), 1, storages, storages, ours=True,
             ))  # fmt: skip
 
@@ -200,26 +176,26 @@ class Trace(TorchDispatchMode):
         name = function._schema.name.split("::")[1]
         inputs = [x for x in tree_leaves((arguments, keywords)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if name in _FREE or _is_view(function) or all(x.device.type != self._device for x in (*inputs, *outputs)):
+        if name in FREE or is_view(function) or all(x.device.type != self._device for x in (*inputs, *outputs)):
             return
-        changed = _changed(function, arguments, keywords)
-        fresh = [x for x in outputs if all(x is not y for y in changed)]
-        overwritten = changed if name in _OVERWRITES else []
+        written = changed(function, arguments, keywords)
+        fresh = [x for x in outputs if all(x is not y for y in written)]
+        overwritten = written if name in OVERWRITES else []
         read = [x for x in inputs if all(x is not y for y in overwritten)]
-        reads, writes = self._sizes(read), self._sizes([*changed, *fresh])
-        if name in _LOOKS_UP:
+        reads, writes = self._sizes(read), self._sizes([*written, *fresh])
+        if name in LOOKS_UP:
             table = self._number(inputs[0])
             reads[table] = min(reads[table], sum(map(_bytes, outputs)))
-        launches, passes = _SEVERAL.get(name, (1, 0))
+        launches, passes = SEVERAL.get(name, (1, 0))
         if name.startswith(("_foreach", "_fused_adam")):
-            launches = _foreach_launches(arguments, out)
+            launches = foreach_launches(name, arguments, out)
         largest = max(map(_bytes, (*inputs, *outputs)), default=0)
         formula = flop_registry.get(function.overloadpacket)
         self.rows.append(Row(
-            name, _kind(name), self._current_phase(), _shapes(inputs), _is_half(inputs),
+            name, kind(name), self._current_phase(), _shapes(inputs), _is_half(inputs),
             float(formula(*arguments, **keywords, out_val=out)) if formula else 0.0,
             sum(reads.values()) + sum(writes.values()) + passes * largest, launches, reads, writes,
-            _reduced(name, arguments, keywords),
+            reduced(name, arguments, keywords),
         ))  # fmt: skip
 
     def _current_phase(self) -> str:
@@ -245,28 +221,6 @@ class Trace(TorchDispatchMode):
         return self._storages.setdefault(storage._cdata, (len(self._storages), storage))[0]
 
 
-def _kind(name: str) -> str:
-    if "_attention" in name:
-        return ATTENTION
-    if name.startswith(("_foreach", "_fused_adam")) and name != "_foreach_copy_":
-        return OPTIMISER
-    return _KINDS.get(name, ELEMENTWISE)
-
-
-def _is_view(function) -> bool:
-    return any(x.alias_info is not None and not x.alias_info.is_write for x in function._schema.returns)
-
-
-def _changed(function, arguments: tuple, keywords: dict) -> list[Tensor]:
-    """The tensors among the arguments that the operation writes to."""
-    found = []
-    for i, argument in enumerate(function._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = arguments[i] if i < len(arguments) else keywords.get(argument.name)
-            found += [x for x in tree_leaves(value) if isinstance(x, Tensor)]
-    return found
-
-
 def _bytes(tensor: Tensor) -> int:
     """Of the elements that lie in memory: an expanded axis counts as one."""
     steps = zip(tensor.shape, tensor.stride())
@@ -287,22 +241,3 @@ def _shapes(tensors: Iterable[Tensor]) -> str:
 
 
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "", torch.int64: "i64", torch.bool: "bool"}
-
-
-def _reduced(name: str, arguments: tuple, keywords: dict) -> tuple | None:
-    """Shape and axes of a reduction."""
-    if _kind(name) != REDUCTION:
-        return None
-    x = next(a for a in arguments if isinstance(a, Tensor))
-    axes = next((a for a in arguments[1:] if isinstance(a, (list, tuple, int))), keywords.get("dim"))
-    axes = range(x.dim()) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
-    return tuple(x.shape), tuple(sorted(a % max(x.dim(), 1) for a in axes))
-
-
-def _foreach_launches(arguments: tuple, out: Any) -> int:
-    lists = [a for a in (*arguments, out) if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
-    if not lists:
-        return 1
-    blocks = sum(-(-x.numel() // _FOREACH_BLOCK) for x in lists[0])
-    most = _FOREACH_TENSORS[min(len(lists), 5)]
-    return max(-(-len(lists[0]) // most), -(-blocks // _FOREACH_BLOCKS), 1)

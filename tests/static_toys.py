@@ -82,9 +82,9 @@ def argument_launch(device="meta"):
 
 def cases():
     return [
-        Case("short", "fp16", 64, lambda arch: [dot_launch()], {"_toy_dot_kernel": 2.0 * 64 * 64 * 256}),
-        Case("long", "fp16", 64, lambda arch: [dot_launch(length=512)], {}),
-        Case("wide", "fp32", 64, lambda arch: [dot_launch(warps=8)], {}),
+        Case("short", "fp16", 64, lambda arch: [dot_launch()], lambda launch: 2.0 * 64 * 64 * launch.arguments["n"]),
+        Case("long", "fp16", 64, lambda arch: [dot_launch(length=512)]),
+        Case("wide", "fp32", 64, lambda arch: [dot_launch(warps=8)]),
     ]
 
 

@@ -9,7 +9,8 @@ from batches import random_batch
 from wireframe import PerceiverConfig
 from wireframe.bench import step_cases
 from wireframe.bench.plain_model import PlainPerceiver
-from wireframe.bench.step_trace import PRODUCTS, Trace
+from wireframe.bench.step_aten import PRODUCTS
+from wireframe.bench.step_trace import Trace
 
 pytestmark = pytest.mark.gpu
 

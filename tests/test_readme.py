@@ -1,6 +1,8 @@
 import re
 from pathlib import Path
 
+from wireframe.bench import static, static_table
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -20,6 +22,13 @@ def test_every_source_file_is_in_the_readmes_file_tree():
 def test_every_file_the_readme_names_is_there():
     named = set(re.findall(r"\b((?:wireframe|kernels|train|bench|tests|docs)/[\w./]+\.(?:py|sh|jsonl?|png))\b", README))
     assert named and [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_the_table_of_kernels_is_that_of_the_report():
+    table = static_table.table(static.read_report(static.REPORT)["rows"])
+    assert [line for line in table.splitlines() if line not in README] == []
+    # And no line between them.
+    assert table in README
 
 
 def test_no_placeholder_is_left():

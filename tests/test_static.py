@@ -12,7 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from wireframe.bench import static, static_cases
+from wireframe.bench import static, static_cases, static_table
 from wireframe.bench.gpus import GPUS, resident_warps, roofline_us
 from wireframe.cli import main
 from wireframe.errors import WireframeError
@@ -325,6 +325,17 @@ def test_a_file_that_is_no_report_is_refused(tmp_path):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(WireframeError, match="is no report"):
             static.read_report(tmp_path / "x.json")
+
+
+def test_the_table_of_the_readme_is_printed_without_a_compiler(monkeypatch, capsys):
+    # Where kernels are interpreted nothing compiles.
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    rows = static.read_report(static.REPORT)["rows"]
+    assert main(["bench", "static", "--table"]) == 0
+    assert capsys.readouterr().out == static_table.table(rows) + "\n"
+    with pytest.raises(WireframeError, match="no _adamw_step_update_kernel of adamw_step"):
+        static_table.table([row for row in rows if row["kernel"] != "_adamw_step_update_kernel"])
+    assert main(["bench", "static", "--table", "--check", str(static.REPORT)]) == 2
 
 
 def launched_kernels(folder):
