@@ -5,12 +5,13 @@ import threading
 import pytest
 
 from hash_pool import HashPool
-from wireframe import evaluate as module
+from wireframe import predict_files as module
 from wireframe import scene_scores, scene_source
 from wireframe.cli import main
-from wireframe.evaluate import Failure, evaluate, predict_file
+from wireframe.evaluate import Failure, evaluate
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
+from wireframe.predict_files import predict_file
 from wireframe.prepare import PrepareConfig, prepare
 from wireframe.scene import read_scene
 from wireframe.shards import ShardWriter

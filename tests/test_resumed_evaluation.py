@@ -20,13 +20,14 @@ from scenes import random_scene
 from wireframe import evaluate as module
 from wireframe import scene_scores, scene_source
 from wireframe.errors import ConfigError, MissingPackageError, ScoreError, ShardError
-from wireframe.evaluate import evaluate, format_summary
+from wireframe.evaluate import evaluate
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig
 from wireframe.partial_scores import PartialScores
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
+from wireframe.score_files import format_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("hoho2025")
@@ -266,7 +267,7 @@ def test_scores_of_something_else_are_not_taken(rows, model, quick_score, predic
         assert predicts(model) == 11
     finally:
         os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
-    monkeypatch.setattr(module, "_version", lambda package: "another")
+    monkeypatch.setattr(module, "_versions", lambda: {"hoho2025": "another"})
     assert predicts(model) == 11
 
 
@@ -388,8 +389,8 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_rest_can_be_done_la
 def test_the_file_of_scenes_reads_back_every_bit(tmp_path, rows, model, quick_score):
     about, path = {"model": "m"}, tmp_path / "p"
     scored = scene_scores.score_scenes(
-        scene_scores.SceneSource(rows, 64), model, GraphConfig(confidence=CONFIDENCE), (), 0, PartialScores(None, {}),
-        progress=False,
+        scene_source.SceneSource(rows, 64), scene_scores.by_model(model, GraphConfig(confidence=CONFIDENCE)),
+        (0.2,), None, PartialScores(None, {}), progress=False,
     ).scenes  # fmt: skip
     with PartialScores(path, about) as partial:
         for scene in scored:

@@ -14,9 +14,10 @@ import torch
 
 from wireframe.checkpoint import fit_state
 from wireframe.errors import WireframeError, one_line
-from wireframe.evaluate import evaluate, format_summary, scored_with
+from wireframe.evaluate import evaluate, scored_with
 from wireframe.perceiver import Perceiver
 from wireframe.pretrained import save_graph
+from wireframe.score_files import format_summary
 from wireframe.scoring import summarise
 from wireframe.scoring_pool import usable_cores
 from wireframe.train import checkpoints

@@ -1,8 +1,8 @@
-"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, report, verify, bench, demo.
+"""The command ``wireframe``: doctor, synth, prepare, train, predict, eval, view, report, verify, bench, demo.
 
 Exit status: 0 done, 1 done but nothing came of it (every scene failed), a shard broke off or a check failed, 2 wrong
-input, 3 a fault of ours, 4 training stopped by a signal and saved, 5 training gave up on losses that are not finite,
-130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
+input, 3 a fault of ours, 4 training or a submission stopped by a signal and saved, 5 training gave up on losses that
+are not finite, 130 interrupted. Errors are one line on stderr; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import wireframe
 from wireframe.arguments import add_workers, fraction, non_negative, path, positive, probability, size
 from wireframe.bench import cli as benching
 from wireframe.errors import ConfigError, WireframeError, one_line
+from wireframe.submit import cli as submitting
 from wireframe.train import cli as training
 
 
@@ -165,10 +166,15 @@ def _model_arguments(command: argparse.ArgumentParser) -> None:
 
 def _load_model(arguments: argparse.Namespace):
     """The model, and the graph's settings with the threshold asked for."""
-    import dataclasses
-
     from wireframe.assets import DEMO_MODEL
     from wireframe.perceiver import Perceiver
+
+    return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL), _graph(arguments)
+
+
+def _graph(arguments: argparse.Namespace):
+    import dataclasses
+
     from wireframe.pretrained import read_graph
     from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
 
@@ -177,14 +183,26 @@ def _load_model(arguments: argparse.Namespace):
         graph = load_config(arguments.config or (BASE_CONFIG if arguments.model else DEMO_CONFIG)).graph
     if arguments.threshold is not None:
         graph = dataclasses.replace(graph, confidence=arguments.threshold)
-    return Perceiver.from_checkpoint(arguments.model or DEMO_MODEL), graph
+    return graph
 
 
 def _predict_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="raw scenes: a tar, a folder or glob of tars, or hf://...")
-    command.add_argument("out", type=path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}")
+    command.add_argument("out", type=path, help="JSON file: a list of {order_id, wf_vertices, wf_edges}; else a folder")
+    formats = ("json", "obj", "ply", "segments")
+    command.add_argument(
+        "--format", choices=formats, default="json",
+        help="obj, ply: also a mesh a scene (trimesh); segments: all segments as .npz, of sampled rows too, for eval",
+    )  # fmt: skip
+    _split_arguments(command)
     _model_arguments(command)
     add_workers(command, "threads that read ahead")
+
+
+def _split_arguments(command: argparse.ArgumentParser) -> None:
+    splits = ("train", "validation", "test", "dev-val")
+    command.add_argument("--split", choices=splits, help="of sampled rows; dev-val: the last rows of train")
+    command.add_argument("--dev-val", type=positive, default=1024, help="how many rows dev-val is (default 1024)")
 
 
 def _share_cores(arguments: argparse.Namespace) -> None:
@@ -198,19 +216,53 @@ def _share_cores(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     _share_cores(arguments)
-    from wireframe.evaluate import predict_file
+    if arguments.format == "segments":
+        return _predict_segments(arguments)
+    if arguments.split:
+        raise ConfigError("--split goes with --format segments alone: wireframes are predicted of raw scenes")
+    from wireframe.mesh_formats import require_trimesh
+    from wireframe.predict_files import predict_file
 
+    meshes = arguments.format != "json"
+    if meshes:
+        require_trimesh()
+    out = arguments.out / "wireframes.json" if meshes else arguments.out
     count, failures = predict_file(
         arguments.source,
-        arguments.out,
+        out,
         *_load_model(arguments),
         limit=arguments.limit,
         workers=arguments.workers,
         progress=not arguments.quiet,
     )
     _print_failures("failed:", failures)
-    print(f"{count} scenes in {arguments.out}; {len(failures)} could not be read")
+    print(f"{count} scenes in {out}; {len(failures)} could not be read")
+    if meshes:
+        _write_meshes(out, arguments.format)
     return 0 if count > len(failures) and not _broke_off(failures, arguments.source) else 1
+
+
+def _predict_segments(arguments: argparse.Namespace) -> int:
+    from wireframe.predict_files import predict_segments_file
+
+    if arguments.out.suffix != ".npz":
+        raise ConfigError(f"a file of segments ends in .npz, by which eval knows it; {arguments.out} does not")
+    count, failures = predict_segments_file(
+        arguments.source, arguments.out, *_load_model(arguments), split=arguments.split, dev_val=arguments.dev_val,
+        limit=arguments.limit, workers=arguments.workers, progress=not arguments.quiet,
+    )  # fmt: skip
+    _print_failures("left out:", failures)
+    print(f"all segments of {count} scenes in {arguments.out}")
+    return 1 if _broke_off(failures, arguments.source) else 0
+
+
+def _write_meshes(predictions: Path, file_format: str) -> None:
+    from wireframe.mesh_formats import write_meshes
+    from wireframe.submissions import read_submission
+
+    written = write_meshes(predictions.parent, read_submission(predictions).items(), file_format)
+    none = f"; {len(written.empty)} scenes have no wireframe and no mesh" if written.empty else ""
+    print(f"{len(written.files)} meshes (.{file_format}) beside it{none}")
 
 
 def _broke_off(failures, source: str) -> bool:
@@ -218,17 +270,56 @@ def _broke_off(failures, source: str) -> bool:
 
 
 def _eval_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", help="scenes with ground truth: raw tars, or sampled Parquet shards")
+    command.add_argument("source", help="scenes with ground truth: raw tars or sampled Parquet; or a file of segments")
     _model_arguments(command)
+    command.add_argument("--pred", type=Path, help="score the predictions in this JSON file instead of a model's")
+    command.add_argument("--thresholds", type=probability, nargs="+", default=[], help="confidences to score at too")
     command.add_argument("--out", type=path, help="JSON file for the scores of every scene; goes on where it stopped")
-    splits = ("train", "validation", "test", "dev-val")
-    command.add_argument("--split", choices=splits, help="of sampled rows; dev-val: the last rows of train")
-    command.add_argument("--dev-val", type=positive, default=1024, help="how many rows dev-val is (default 1024)")
+    command.add_argument("--against", type=Path, help="compare, scene by scene, with the scores in this --out file")
+    _split_arguments(command)
     command.add_argument("--worst", type=non_negative, default=0, help="draw so many of the worst scenes beside --out")
     add_workers(command, "threads that read ahead, then processes that score")
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.worst and not arguments.out:
+        raise ConfigError("--worst draws its picture beside --out; give one")
+    from wireframe.score_files import compare, format_summary, read_scores
+
+    others = read_scores(arguments.against) if arguments.against else None
+    sheet = arguments.out.with_suffix(".worst.png") if arguments.worst else None
+    result = _evaluation(arguments, sheet)
+    print(format_summary(result))
+    if others is not None:
+        ours = {order_id: outcome.score for order_id, outcome in zip(result.order_ids, result.outcomes)}
+        print(f"against {arguments.against}: {compare(ours, others)}")
+    if sheet:
+        print(f"worst scenes: {sheet}")
+    _print_failures("not scored:", result.failures)
+    return 1 if _broke_off(result.failures, arguments.source) else 0
+
+
+def _evaluation(arguments: argparse.Namespace, sheet: Path | None):
+    """Of a file of segments, of a file of predictions, or of a model."""
+    segments = arguments.source.endswith(".npz")
+    for given, name, reason in (
+        (segments and arguments.model, "--model", "the segments in the file are a model's already"),
+        (segments and arguments.pred, "--pred", "a file of segments is no data set; give the scenes"),
+        (segments and arguments.split, "--split", "a file of segments has none; choose when it is written"),
+        (arguments.pred and arguments.model, "--model", "--pred holds the predictions"),
+        (arguments.pred and arguments.thresholds, "--thresholds", "--pred holds no confidences"),
+        (arguments.pred and arguments.threshold is not None, "--threshold", "--pred holds no confidences"),
+        ((segments or arguments.pred) and sheet, "--worst", "the picture needs the scenes and the model"),
+    ):
+        if given:
+            raise ConfigError(f"{name} does not go with {arguments.source if segments else '--pred'}: {reason}")
+    shared = {"limit": arguments.limit, "workers": arguments.workers, "out": arguments.out}
+    shared["progress"] = not arguments.quiet
+    if segments:
+        from wireframe.evaluate import evaluate_segments
+
+        shared |= {"thresholds": arguments.thresholds, "threshold": arguments.threshold}
+        return evaluate_segments(arguments.source, _graph(arguments) if arguments.config else None, **shared)
     from wireframe.samples import is_sampled
 
     # Sampled rows are read in no time: there the model has all cores.
@@ -236,28 +327,88 @@ def _eval(arguments: argparse.Namespace) -> int:
         if arguments.split:
             raise ConfigError("--split wants sampled rows (Parquet); raw tars have no splits")
         _share_cores(arguments)
-    from wireframe.evaluate import evaluate, format_summary
+    from wireframe.evaluate import evaluate, evaluate_submission
 
-    if arguments.worst and not arguments.out:
-        raise ConfigError("--worst draws its picture beside --out; give one")
-    sheet = arguments.out.with_suffix(".worst.png") if arguments.worst else None
-    result = evaluate(
-        arguments.source,
-        *_load_model(arguments),
-        split=arguments.split,
-        dev_val=arguments.dev_val,
-        limit=arguments.limit,
-        workers=arguments.workers,
-        out=arguments.out,
-        sheet=sheet,
-        worst=arguments.worst,
-        progress=not arguments.quiet,
+    shared |= {"split": arguments.split, "dev_val": arguments.dev_val}
+    if arguments.pred:
+        return evaluate_submission(arguments.source, arguments.pred, **shared)
+    return evaluate(
+        arguments.source, *_load_model(arguments), **shared, thresholds=arguments.thresholds, threshold_scenes=None,
+        sheet=sheet, worst=arguments.worst,
+    )  # fmt: skip
+
+
+def _tune_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=path, help="file of segments of scenes kept for tuning")
+    command.add_argument("out", type=path, help="folder of the model, to put graph.json beside it")
+    command.add_argument("--limit", type=positive, help="only the first scenes")
+    add_workers(command, "processes that score")
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from wireframe.pretrained import save_graph
+    from wireframe.tuning import format_trials, tune
+
+    if not arguments.out.is_dir():
+        raise ConfigError(f"{arguments.out} is no folder: give that of the model, where graph.json belongs")
+    graph, trials = tune(
+        arguments.source, limit=arguments.limit, workers=arguments.workers, progress=not arguments.quiet
     )
-    print(format_summary(result))
-    if sheet:
-        print(f"worst scenes: {sheet}")
-    _print_failures("not scored:", result.failures)
-    return 1 if _broke_off(result.failures, arguments.source) else 0
+    save_graph(graph, arguments.out)
+    print(format_trials(trials))
+    print(f"\nthe best is in {arguments.out / 'graph.json'}; score it on other scenes than these")
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    if not arguments.bundle:
+        return submitting.submit(arguments)
+    submitting.refuse_run_options(arguments)
+    from wireframe.submit.bundle import write_bundle
+
+    files = write_bundle(arguments.bundle, *_load_model(arguments))
+    print(f"{len(files)} files in {arguments.bundle}; python script.py answers there")
+    return 0
+
+
+def _view_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="raw tars, or sampled Parquet shards (which have no cameras)")
+    command.add_argument("out", type=path, help="HTML file, which needs nothing beside it")
+    _model_arguments(command)
+    command.add_argument("--pred", type=Path, help="show the predictions in this JSON file instead of a model's")
+    command.add_argument("--points", type=positive, default=4096, help="at most so many points a scene (default 4096)")
+    _split_arguments(command)
+    command.add_argument("--worst", type=positive, help="only so many scenes, those of the lowest scores")
+    add_workers(command, "threads that read ahead, and processes that score")
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    for given, name in ((arguments.model, "--model"), (arguments.config, "--config")):
+        if arguments.pred and given:
+            raise ConfigError(f"{name} does not go with --pred, which holds the predictions")
+    if arguments.pred and arguments.threshold is not None:
+        raise ConfigError("--threshold does not go with --pred, which holds no confidences")
+    _share_cores(arguments)
+    from wireframe.view.write import view_model, view_submission
+
+    names = ("points", "split", "dev_val", "limit", "worst", "workers")
+    options = {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
+    if arguments.pred:
+        from wireframe.submissions import read_submission
+
+        predictions, options["label"] = read_submission(arguments.pred), f"predictions of {arguments.pred.name}"
+        view = view_submission(arguments.source, arguments.out, predictions, **options)
+    else:
+        options["label"] = f"predicted by {os.path.basename(os.path.abspath(arguments.model or 'the shipped model'))}"
+        view = view_model(arguments.source, arguments.out, *_load_model(arguments), **options)
+    scored = f"mean HSS {view.hss:.3f}" if view.hss is not None else view.unscored
+    print(f"{view.scenes} scenes, {scored}: {arguments.out} ({view.size / 1e6:.1f} MB)")
+    if view.guarded:
+        guarded = f"{view.guarded} of its scenes are not known to be synthetic"
+        terms = "scenes of the challenge, and pages made from them, may not be redistributed (see NOTICE)"
+        print(f"do not share {arguments.out}: {guarded}; {terms}", file=sys.stderr)
+    _print_failures("not shown:", view.failures)
+    return 1 if _broke_off(view.failures, arguments.source) else 0
 
 
 def _demo_arguments(command: argparse.ArgumentParser) -> None:
@@ -280,6 +431,9 @@ _COMMANDS = {
     "train": (training.train_arguments, training.train, "train a model on sampled rows, or go on where it stopped"),
     "predict": (_predict_arguments, _predict, "predict wireframes of raw scenes into a JSON file"),
     "eval": (_eval_arguments, _eval, "predict and score scenes with ground truth"),
+    "submit": (submitting.submit_arguments, _submit, "answer every scene of the challenge in its time limit"),
+    "tune": (_tune_arguments, _tune, "choose confidence, merging and snapping on scenes kept for it"),
+    "view": (_view_arguments, _view, "write a page to look at scenes, predictions and scores in a browser"),
     "report": (training.report_arguments, training.report, "write a training run's curves, scores and worst scenes"),
     "verify": (training.verify_arguments, training.verify, "compare two checkpoints bit by bit, or train twice and do"),
     "bench": (benching.bench_arguments, benching.bench, "compile and check every kernel; time or model a step"),

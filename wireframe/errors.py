@@ -47,5 +47,9 @@ class ScoreError(WireframeError, ValueError):
     """A wireframe cannot be scored."""
 
 
+class SubmissionError(WireframeError, ValueError):
+    """A file of predictions does not follow the challenge's schema."""
+
+
 class MissingPackageError(WireframeError, ImportError):
     """An optional package is needed for this call and is not installed."""

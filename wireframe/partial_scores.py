@@ -24,13 +24,13 @@ _MAX_LINE_BYTES = 1 << 20
 
 
 class ScoredScene(NamedTuple):
-    """index: position of its row in the source; at: HSS at each threshold asked for, empty where none was."""
+    """index: position of its row in the source; at: scores at each threshold asked for, empty where none was."""
 
     index: int
     order_id: str
     outcome: Outcome
     predicted: Wireframe
-    at: tuple[float, ...]
+    at: tuple[Score, ...]
 
 
 class PartialScores:
@@ -124,12 +124,13 @@ def _scene(line: bytes) -> ScoredScene | None:
     try:
         values = json.loads(line)
         index, order_id, failure = values["index"], values["order_id"], values["failure"]
-        score, at = Score(*map(float, values["score"])), tuple(map(float, values["at"]))
+        score, *at = (Score(*map(float, given)) for given in (values["score"], *values["at"]))
         vertices = np.array(values["wf_vertices"], dtype=np.float32).reshape(-1, 3)
         edges = np.array(values["wf_edges"], dtype=np.int64).reshape(-1, 2)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     named = isinstance(order_id, str) and (failure is None or isinstance(failure, str))
-    if type(index) is not int or not named or not all(map(math.isfinite, (*score, *at))):
+    finite = all(math.isfinite(value) for values in (score, *at) for value in values)
+    if type(index) is not int or not named or not finite:
         return None
-    return ScoredScene(index, order_id, Outcome(score, failure), Wireframe(vertices, edges), at)
+    return ScoredScene(index, order_id, Outcome(score, failure), Wireframe(vertices, edges), tuple(at))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,22 @@ class SceneSegments(NamedTuple):
 
     segments: np.ndarray
     probability: np.ndarray
+
+
+class PredictedScene(NamedTuple):
+    """All that graphs are made of and scored against: segments, points (float32 [P, 3] world metres) with their
+    class_id (uint8 [P]), and the truth, without edges where there is none."""
+
+    order_id: str
+    found: SceneSegments
+    points: np.ndarray
+    class_id: np.ndarray
+    truth: Wireframe
+
+    def wireframe(self, graph: GraphConfig) -> Wireframe:
+        """The graph of the segments whose probability is above ``graph.confidence``."""
+        confident = self.found.probability > graph.confidence
+        return segments_to_wireframe(self.found.segments[confident], self.points, self.class_id, graph)
 
 
 def predict_wireframe(
@@ -67,9 +85,25 @@ def wireframe_of(
     threshold = graph.confidence if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be a probability from 0 to 1, got {threshold}")
-    confident = found.probability > threshold
-    points, class_id = sample.world_points()
-    return segments_to_wireframe(found.segments[confident], points, class_id, graph)
+    return with_truth(found, sample).wireframe(dataclasses.replace(graph, confidence=threshold))
+
+
+def with_truth(found: SceneSegments, sample: SampledScene) -> PredictedScene:
+    """Segments beside the points and the truth of the scene that they were found in."""
+    truth = Wireframe(sample.gt_vertices, sample.gt_edges.astype("int64"))
+    return PredictedScene(sample.order_id, found, *sample.world_points(), truth)
+
+
+@contextmanager
+def eval_mode(model: Perceiver) -> Iterator[None]:
+    """The model without dropout while the ``with`` block runs."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def model_inputs(samples: list[SampledScene]) -> dict[str, Tensor]:

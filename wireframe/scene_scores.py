@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from wireframe.graph import GraphConfig, Wireframe
+import numpy as np
+
+from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.partial_scores import PartialScores, ScoredScene
 from wireframe.perceiver import Perceiver
-from wireframe.predict import predict_segments, wireframe_of
+from wireframe.predict import PredictedScene, predict_segments, with_truth
 from wireframe.sampling import SampledScene
-from wireframe.scene_source import Failure, SceneSource
+from wireframe.scene_source import Failure
+from wireframe.scoring import ZERO, Outcome, Score
 from wireframe.scoring_pool import ScorePool
 
 # Scenes whose scores are awaited, for each process: enough to keep it busy, few enough that little is lost by a kill.
 _AWAITED_PER_WORKER = 4
+
+
+class Candidate(NamedTuple):
+    """What is scored of a scene: wireframes at the threshold of the graph, then at each of the others asked for; none
+    where nothing was predicted, which scores 0."""
+
+    order_id: str
+    truth: Wireframe
+    wireframes: list[Wireframe]
+
+
+class Source(Protocol):
+    """Scenes by position, as ``scene_source.SceneSource`` gives them."""
+
+    workers: int
+
+    def expected(self) -> int | None: ...
+
+    def read(self, known: Callable[[int, dict], object] = ...) -> Iterator[tuple[int | None, object]]: ...
+
+
+# (scene, thresholds) -> what is scored of it.
+Predict = Callable[[object, tuple[float, ...]], Candidate]
 
 
 @dataclass
@@ -50,12 +76,33 @@ class SceneScores:
             self.samples = {index: sample for index, sample in self.samples.items() if index in wanted}
 
 
+def by_model(model: Perceiver, graph: GraphConfig) -> Predict:
+    """Scenes of points, predicted by a model in eval mode."""
+
+    def predict(sample: SampledScene, thresholds: tuple[float, ...]) -> Candidate:
+        return graphs_at(with_truth(predict_segments(sample, model), sample), graph, thresholds)
+
+    return predict
+
+
+def graphs_at(scene: PredictedScene, graph: GraphConfig, thresholds: tuple[float, ...]) -> Candidate:
+    """The scene's graphs at the graph's own and at other thresholds; the same segments give the same object."""
+    made: dict[bytes, Wireframe] = {}
+
+    def at(threshold: float) -> Wireframe:
+        confident = (scene.found.probability > threshold).tobytes()
+        if confident not in made:
+            made[confident] = scene.wireframe(dataclasses.replace(graph, confidence=threshold))
+        return made[confident]
+
+    return Candidate(scene.order_id, scene.truth, [at(threshold) for threshold in (graph.confidence, *thresholds)])
+
+
 def score_scenes(
-    source: SceneSource,
-    model: Perceiver,
-    graph: GraphConfig,
+    source: Source,
+    predict: Predict,
     thresholds: tuple[float, ...],
-    threshold_scenes: int,
+    threshold_scenes: int | None,
     partial: PartialScores,
     *,
     keep: int = 0,
@@ -64,8 +111,7 @@ def score_scenes(
     """Scores the scenes of ``source`` that ``partial`` does not hold yet, adds them to it, and gives them all.
 
     Args:
-        model: in eval mode.
-        thresholds: other confidences at which the scenes of the first ``threshold_scenes`` rows are scored.
+        thresholds: other confidences at which the scenes of the first ``threshold_scenes`` rows are scored; None: all.
         keep: of how many of the worst scenes the points are wanted.
         progress: whether to show a progress bar on stderr.
     """
@@ -75,7 +121,7 @@ def score_scenes(
     with (
         tqdm(total=source.expected(), disable=not progress, desc="evaluate", unit="scene") as bar,
         ScorePool(workers=source.workers) as pool,
-        closing(_scored(source, model, graph, thresholds, threshold_scenes, partial, pool)) as results,
+        closing(_scored(source, predict, thresholds, threshold_scenes, partial, pool)) as results,
     ):
         for result, sample in results:
             if isinstance(result, Failure):
@@ -88,11 +134,10 @@ def score_scenes(
 
 
 def _scored(
-    source: SceneSource,
-    model: Perceiver,
-    graph: GraphConfig,
+    source: Source,
+    predict: Predict,
     thresholds: tuple[float, ...],
-    threshold_scenes: int,
+    threshold_scenes: int | None,
     partial: PartialScores,
     pool: ScorePool,
 ) -> Iterator[tuple[ScoredScene | Failure, SampledScene | None]]:
@@ -105,13 +150,14 @@ def _scored(
     awaited: deque[tuple[Callable[[], ScoredScene | Failure], SampledScene | None]] = deque()
     with closing(source.read(known)) as pairs:
         for index, scene in pairs:
-            if isinstance(scene, SampledScene) and len(scene.gt_edges) == 0:
-                scene = Failure(scene.order_id, "no ground truth")
-            if isinstance(scene, SampledScene):
-                at = thresholds if index < threshold_scenes else ()
-                awaited.append((_submit(pool, index, scene, model, graph, at), scene))
-            else:
+            if isinstance(scene, (ScoredScene, Failure)):
                 awaited.append((functools.partial(_same, scene), None))
+            elif not _has_truth(scene):
+                awaited.append((functools.partial(_same, Failure(scene.order_id, "no ground truth")), None))
+            else:
+                at = thresholds if threshold_scenes is None or index < threshold_scenes else ()
+                sample = scene if isinstance(scene, SampledScene) else None
+                awaited.append((_submit(pool, index, predict(scene, at)), sample))
             while len(awaited) > _AWAITED_PER_WORKER * source.workers:
                 result, sample = awaited.popleft()
                 yield result(), sample
@@ -119,37 +165,32 @@ def _scored(
         yield result(), sample
 
 
+def _has_truth(scene: SampledScene | PredictedScene | Candidate) -> bool:
+    return len(scene.gt_edges if isinstance(scene, SampledScene) else scene.truth.edges) > 0
+
+
 def _same(result: ScoredScene | Failure) -> ScoredScene | Failure:
     return result
 
 
-def _submit(
-    pool: ScorePool, index: int, sample: SampledScene, model: Perceiver, graph: GraphConfig, at: tuple[float, ...]
-) -> Callable[[], ScoredScene]:
-    """Predicts a scene and has it scored; the result can be called for."""
-    found = predict_segments(sample, model)
-    truth = Wireframe(sample.gt_vertices, sample.gt_edges.astype("int64"))
-    submitted: dict[bytes, tuple[Wireframe, Future]] = {}
-
-    def scored_at(threshold: float) -> tuple[Wireframe, Future]:
-        # The same segments above it make the same wireframe.
-        confident = (found.probability > threshold).tobytes()
-        if confident not in submitted:
-            predicted = wireframe_of(found, sample, threshold=threshold, graph=graph)
-            submitted[confident] = predicted, pool.submit(predicted, truth)
-        return submitted[confident]
-
-    predicted, outcome = scored_at(graph.confidence)
-    others = [scored_at(threshold)[1] for threshold in at]
+def _submit(pool: ScorePool, index: int, scene: Candidate) -> Callable[[], ScoredScene]:
+    """Has a scene scored; the result can be called for."""
+    if not scene.wireframes:
+        missing = Outcome(ZERO, "no prediction")
+        return functools.partial(_same, ScoredScene(index, scene.order_id, missing, empty_wireframe(), ()))
+    futures = {id(found): pool.submit(found, scene.truth) for found in {id(w): w for w in scene.wireframes}.values()}
+    first, *others = (futures[id(found)] for found in scene.wireframes)
 
     def result() -> ScoredScene:
-        scores = tuple(other.result().score.hss for other in others)
-        return ScoredScene(index, sample.order_id, outcome.result(), predicted, scores)
+        scores = tuple(other.result().score for other in others)
+        return ScoredScene(index, scene.order_id, first.result(), scene.wireframes[0], scores)
 
     return result
 
 
-def mean_at(scenes: list[ScoredScene], position: int) -> tuple[float, int]:
-    """Mean HSS at the threshold of that position, and of how many scenes."""
-    values = [scene.at[position] for scene in scenes if scene.at]
-    return math.fsum(values) / len(values) if values else math.nan, len(values)
+def mean_at(scenes: Sequence[ScoredScene], position: int) -> tuple[Score, int]:
+    """Mean scores at the threshold of that position, and of how many scenes; NaN where there is none."""
+    scores = np.array([scene.at[position] for scene in scenes if scene.at], dtype=np.float64).reshape(-1, 3)
+    if not len(scores):
+        return Score(*[float("nan")] * 3), 0
+    return Score(*map(float, scores.mean(axis=0))), len(scores)

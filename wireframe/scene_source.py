@@ -39,6 +39,7 @@ class SceneSource:
         limit: only the first so many scenes.
         workers: threads that read ahead; with 1 nothing runs ahead.
         whole: raise where the source breaks off, rather than give its end as a failure.
+        convert: what a row becomes; default: the ``SampledScene`` of a sampled or a raw row.
 
     Raises:
         ShardError: the source holds no shard, or none of the split. ConfigError: a split of raw scenes.
@@ -55,6 +56,7 @@ class SceneSource:
         limit: int | None = None,
         workers: int = 1,
         whole: bool = False,
+        convert: Callable[[dict], object] | None = None,
     ) -> None:
         self.name = os.fspath(source)
         self.sampled = is_sampled(source) if sampled is None else sampled
@@ -64,6 +66,7 @@ class SceneSource:
         self.shards = list_parquet(source, of) if self.sampled else list_shards(source)
         self.split, self.dev_val, self.limit, self.workers, self.whole = split, dev_val, limit, workers, whole
         self._num_points = num_points
+        self._convert = convert or (read_sample if self.sampled else self._read_raw)
         # Several workers have a core each; one has those that the model does not use at that moment.
         self._threads = None if workers == 1 else 1
 
@@ -75,6 +78,14 @@ class SceneSource:
         """Its name and split, in plain JSON values."""
         split = {} if self.split is None else {"split": self.split}
         return {"name": self.name, **split, **({"dev_val": self.dev_val} if self.split == DEV_VAL_SPLIT else {})}
+
+    def title(self) -> str:
+        """The split in words, so that the official validation split and dev val are not taken for each other."""
+        if self.split is None:
+            return ""
+        if self.split == DEV_VAL_SPLIT:
+            return f"dev val (the last {self.dev_val} rows of the train split) of {self.name}"
+        return f"the {'official ' if self.split == 'validation' else ''}{self.split} split of {self.name}"
 
     def expected(self) -> int | None:
         """At most how many scenes there are, where that is known."""
@@ -101,7 +112,7 @@ class SceneSource:
             if found is not None:
                 return index, found
             try:
-                return index, read_sample(row) if self.sampled else self._read_raw(row)
+                return index, self._convert(row)
             except WireframeError as problem:
                 return index, Failure(str(row.get("order_id")), str(problem))
 

@@ -101,12 +101,11 @@ def score_many(
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict:
-    """Means over all scenes (failed ones count as 0), an interval of the mean HSS, failures by reason.
+    """Means over all scenes (failed ones count as 0), their intervals, failures by reason.
 
     Returns:
-        ``scenes``, ``hss``, ``f1``, ``iou``, ``hss_low`` and ``hss_high`` (2.5 and 97.5 percentile of the
-        means of 2000 resamples drawn with a fixed key) and ``failures``, a dictionary from reason to count,
-        most frequent first; plain numbers throughout.
+        ``scenes``, ``hss``, ``f1``, ``iou``, of each score also ``_low`` and ``_high`` (``bootstrap_interval``), and
+        ``failures``, a dictionary from reason to count, most frequent first; plain numbers throughout.
 
     Raises:
         ScoreError: there are no outcomes.
@@ -114,7 +113,9 @@ def summarise(outcomes: Sequence[Outcome]) -> dict:
     if not outcomes:
         raise ScoreError("there are no scored scenes to summarise")
     table = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
-    low, high = _bootstrap_interval(table[:, 0])
+    intervals = {}
+    for column, name in enumerate(Score._fields):
+        intervals[f"{name}_low"], intervals[f"{name}_high"] = bootstrap_interval(table[:, column])
     failures = Counter(outcome.failure for outcome in outcomes if outcome.failure is not None)
     hss, f1, iou = (float(value) for value in table.mean(axis=0))
     return {
@@ -122,13 +123,13 @@ def summarise(outcomes: Sequence[Outcome]) -> dict:
         "hss": hss,
         "f1": f1,
         "iou": iou,
-        "hss_low": low,
-        "hss_high": high,
+        **intervals,
         "failures": dict(sorted(failures.items(), key=lambda item: (-item[1], item[0]))),
     }
 
 
-def _bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 percentile of the means of 2000 resamples of ``values`` [N], drawn with a fixed key."""
     rng = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
     means = np.empty(_BOOTSTRAP_DRAWS)
     for draw in range(_BOOTSTRAP_DRAWS):

@@ -1,0 +1,1 @@
+"""``wireframe submit``: every scene of the challenge answered within its time, whatever the scenes are."""
