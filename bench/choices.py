@@ -24,7 +24,7 @@ from pathlib import Path
 
 from wireframe.arguments import positive
 from wireframe.bench.timing import describe_machine, heading
-from wireframe.errors import MissingPackageError
+from wireframe.errors import MissingPackageError, WireframeError
 from wireframe.scoring import require_hoho
 from wireframe.train.config import TrainConfig, load_config
 from wireframe.train.data import load_training_sets
@@ -153,7 +153,7 @@ def _trained_on(out: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m wireframe.bench.choices", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=tuple(CHOICES), help="what is compared")
     parser.add_argument("--config", default="small", help="configuration of the runs (default: small)")
     parser.add_argument("--data", action="append", required=True, help="sampled rows, for each number of points")
@@ -168,7 +168,19 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     # So that runs find the package whether it is installed or not.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    try:
+        return compare_choices(arguments)
+    except WireframeError as problem:
+        parser.exit(2, f"{parser.prog}: {problem}\n")
+    except subprocess.CalledProcessError as problem:
+        # It has said why.
+        parser.exit(problem.returncode, f"{parser.prog}: a run ended with status {problem.returncode}\n")
+
+
+def compare_choices(arguments: argparse.Namespace) -> int:
+    """Trains, scores and prints the tables."""
     config = load_config(arguments.config, arguments.set)
+    load_training_sets(arguments.data, config)
     train_all(arguments)
     try:
         require_hoho()

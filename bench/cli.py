@@ -48,12 +48,16 @@ def bench(arguments: argparse.Namespace) -> int:
         raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
     if arguments.part == "step":
         if arguments.model:
+            if arguments.small or arguments.device != "cuda":
+                raise ConfigError("--small and --device do not go with --model, which runs nothing")
             from wireframe.bench import step_model
 
             return step_model.run(arguments.of, arguments.stage, arguments.list, out)
         from wireframe.bench import step
 
         return step.run(arguments)
+    if arguments.model:
+        raise ConfigError("--model goes with step; static compiles kernels")
     if arguments.table:
         from wireframe.bench import static_table
 

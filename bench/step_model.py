@@ -7,7 +7,6 @@ are bounds; predictions multiply the peaks with the fractions of ``RATES``, each
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,8 +27,8 @@ from wireframe.bench.step_aten import (
 from wireframe.bench.step_cases import Traced, traced
 from wireframe.bench.step_fusion import fused
 from wireframe.bench.step_trace import Row
+from wireframe.bench.timing import append_rows
 from wireframe.errors import WireframeError
-from wireframe.files import atomic_write
 
 # Milliseconds of a step wanted on an RTX 4090, by stage.
 GOALS_MS = {1: 10.0, 2: 26.0, 3: 26.0}
@@ -129,8 +128,7 @@ def run(of: str, stages: Sequence[int], every: bool, out: Path | None, half: boo
         if of == "ours":
             print(step_memory.text(stage, half), end="\n\n")
     if out:
-        with atomic_write(out) as file:
-            file.write((json.dumps(reports, indent=1) + "\n").encode())
+        append_rows(out, reports)
     return 0
 
 

@@ -137,6 +137,8 @@ def test_doctor_describes_the_machine_and_the_data(workspace, capsys):
         (["synth", "OUT", "--set", "wall=3"], "unknown setting"),
         (["synth", "OUT", "--size", "1x1"], "image size"),
         (["bench", "static", "--out", "/nowhere/report.json"], "/nowhere is no folder"),
+        (["bench", "static", "--model"], "--model goes with step"),
+        (["bench", "step", "--model", "--small"], "do not go with --model"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
@@ -157,7 +159,12 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["synth"], ["synth", "x", "--count", "0"], ["eval", "x", "--threshold", "2"]]
+    "arguments",
+    [
+        [], ["fly"], ["synth"], ["synth", "x", "--count", "0"], ["eval", "x", "--threshold", "2"],
+        ["train", "--out", "x", "--init", ""], ["train", "--out", "x", "--threads", "3000"],
+        ["eval", "x", "--model", ""],
+    ],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -326,12 +326,14 @@ def test_rates_name_what_was_measured():
 
 
 def test_the_command_reports_classes_totals_and_operations(tmp_path, capsys):
-    out = tmp_path / "model.json"
+    out = tmp_path / "model.jsonl"
+    out.write_text('{"another": "row"}\n')
     assert main(["bench", "step", "--model", "--of", "plain", "--stage", "1", "--list", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "plain, stage 1: 32 x 2048 points, eager" in text and "chains fused, in a CUDA graph" in text
     assert "wanted on an RTX 4090: 10; published there: 43" in text
-    (report,) = json.loads(out.read_text())
+    kept, report = map(json.loads, out.read_text().splitlines())
+    assert kept == {"another": "row"}
     every = len(text[text.index("every operation"):].split("\n\n")[0].splitlines()) - 2
     eager, chains = report["ways"]["eager"], report["ways"]["chains fused, from the host"]
     assert len(report["operations"]) == eager["operations"] == every

@@ -304,6 +304,12 @@ def test_points_are_drawn_anew_from_larger_rows(data, tmp_path):
     assert same(weights(a), weights(b))
 
 
+def test_a_cooldown_longer_than_its_stage_is_said(data, tmp_path, capsys):
+    changes = {"stages": [{"name": "a", "points": 32, "steps": 2, "batch_size": 3, "lr": 1e-3, "cooldown": 9}]}
+    train(settings(**changes), data, tmp_path, progress=False)
+    assert "cooldown of 9 steps for 2" in capsys.readouterr().err
+
+
 def test_excluded_scenes_are_not_trained_on(data, finished, tmp_path):
     scene = load_training_sets(data[:1], settings())[32].order_ids[0]
     model = train(settings(), data, tmp_path, progress=False, exclude=frozenset([scene]))

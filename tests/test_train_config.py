@@ -56,6 +56,7 @@ def test_base_configuration_states_the_published_architecture_and_recipe():
         ("seed=1" + "0" * 30, "seed must fit into 64 bits"),
         ("evaluation.worst=1000", "evaluation.worst must be from 0 to 200"),
         ("augment.resample=1", "augment.resample must be of type bool"),
+        ("precision=16", "as text: 'precision=\"16\"'"),
     ],
 )
 def test_wrong_settings_are_named(override, message):

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-from wireframe.arguments import path, positive, stage_range
+from wireframe.arguments import nonempty, path, positive, stage_range, threads
 from wireframe.errors import ConfigError
 
 # Scenes of the rows that stand in where no data are given: enough for a batch and what is held out.
@@ -19,7 +19,10 @@ def train_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", action="append", help="sampled rows; repeat for other point counts")
     command.add_argument("--out", type=path, required=True, help="folder for checkpoints, log, model; resumes there")
     command.add_argument("--stages", type=stage_range, metavar="2-3", help="which stages to run (default: all)")
-    command.add_argument("--init", help="start from this checkpoint: of a run, a model folder, a published .pt, hf://")
+    command.add_argument(
+        "--init", type=nonempty,
+        help="start from this checkpoint: of a run, a model folder, a published .pt, hf://",
+    )  # fmt: skip
     command.add_argument("--exclude", type=path, help="text file with ids of scenes to leave out, one a line")
     command.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=None,
@@ -48,7 +51,7 @@ def train(arguments: argparse.Namespace) -> int:
             _data(arguments, config),
             arguments.out,
             stages=arguments.stages,
-            init=arguments.init or None,
+            init=arguments.init,
             exclude=read_exclusions(arguments.exclude) if arguments.exclude else frozenset(),
             device=arguments.device,
             stream=arguments.stream,
@@ -119,7 +122,7 @@ def _config_arguments(command: argparse.ArgumentParser) -> None:
 def _setting_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="a.b=value", help="override a setting")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there")
-    command.add_argument("--threads", type=positive, help="CPU threads; part of what the bits depend on")
+    command.add_argument("--threads", type=threads, help="CPU threads; part of what the bits depend on")
 
 
 def _prepare(arguments: argparse.Namespace):

@@ -181,13 +181,13 @@ def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
     """Reads a configuration file and applies ``a.b=value`` overrides (values in JSON, else plain strings).
 
     Args:
-        path: a JSON file, or the name of one of ours: "base", "demo", "smoke".
+        path: a JSON file, or the name of one of ours: "base", "small", "smoke", "demo".
         overrides: settings to change.
 
     Raises:
         ConfigError: no such file, not JSON, an unknown key, or a value that cannot be.
     """
-    if os.fspath(path) in _OURS and not os.path.exists(path):
+    if os.fspath(path) in _OURS and not os.path.isfile(path):
         path = _OURS[os.fspath(path)]
     try:
         with open(path, encoding="utf-8") as file:
@@ -233,7 +233,8 @@ def _build(cls, values: dict, where: str):
             raise ConfigError(f"unknown key {prefix}{key}; known: {', '.join(known)}")
         kind = str(known[key].type)
         if kind in _SCALARS and not _SCALARS[kind](value):
-            raise ConfigError(f"{prefix}{key} must be of type {kind}{_LIMITS.get(kind, '')}, got {value!r:.60}")
+            advice = f"; as text: '{prefix}{key}=\"{value}\"'" if kind == "str" and _is_number(value) else ""
+            raise ConfigError(f"{prefix}{key} must be of type {kind}{_LIMITS.get(kind, '')}, got {value!r:.60}{advice}")
     required = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
     if required:
         raise ConfigError(f"missing key {prefix}{required[0]}")

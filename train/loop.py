@@ -126,6 +126,11 @@ def train(
         sets = ranks.in_turn(lambda: load_training_sets(data, config, **options))
         for stage in config.stages[first : last + 1]:
             _set_of(stage, sets, config)
+            if max(stage.warmup, stage.cooldown) > stage.steps:
+                say(
+                    f"stage {stage.name}: a warm-up of {stage.warmup} and a cooldown of {stage.cooldown} steps for "
+                    f"{stage.steps}; its learning rate never reaches lr"
+                )
         model = Perceiver(config.model, seed=config.seed).train().to(ranks.device)
         dtype, mine = product_dtype(config.precision, ranks.device), len(ranks.share(config.micro_batches))
         optimizer = FlatAdamW(model, config.optimizer, dtype, mine)

@@ -20,6 +20,21 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def threads(text: str) -> int:
+    value = positive(text)
+    # More than any pool here starts; thousands take the process down before it can say so.
+    if value > 256:
+        raise argparse.ArgumentTypeError(f"must be at most 256, got {value}")
+    return value
+
+
+def nonempty(text: str) -> str:
+    """Text that is not empty, as an unset variable of a shell would be."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def non_negative(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -63,6 +78,6 @@ def add_workers(command: argparse.ArgumentParser, what: str = "processes") -> No
 
 
 # argparse names the type of a bad value by these.
-for _check in (positive, non_negative):
+for _check in (positive, non_negative, threads):
     _check.__name__ = "whole number"
 probability.__name__ = "number"

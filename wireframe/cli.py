@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import wireframe
-from wireframe.arguments import add_workers, fraction, non_negative, path, positive, probability, size
+from wireframe.arguments import add_workers, fraction, non_negative, nonempty, path, positive, probability, size
 from wireframe.bench import cli as benching
 from wireframe.errors import ConfigError, WireframeError, one_line
 from wireframe.submit import cli as submitting
@@ -155,7 +155,9 @@ def _print_failures(what: str, failures) -> None:
 
 
 def _model_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
+    command.add_argument(
+        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped demo model)"
+    )
     command.add_argument(
         "--config", type=Path,
         help="JSON whose graph section counts (default: graph.json beside the model, else base; demo for the shipped)",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wireframe.arguments import add_workers, path, probability
+from wireframe.arguments import add_workers, nonempty, path, probability
 from wireframe.errors import ConfigError, one_line, printable
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def submit_arguments(command: argparse.ArgumentParser) -> None:
     add_arguments(command)
-    command.add_argument("--model", help="folder, published .pt or hf://... (default: the shipped demo model)")
+    command.add_argument(
+        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped demo model)"
+    )
     command.add_argument("--config", type=Path, help="JSON whose graph section counts (default: as for predict)")
     command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")
     command.add_argument("--bundle", type=path, metavar="DIR", help="write a folder with script.py instead")
