@@ -27,7 +27,7 @@ from wireframe.train.config import BASE_CONFIG, load_config
 # Of no scene that a model was trained, tuned or calibrated on.
 SEED = 20270205
 _GROUPED = ("ours", "handcrafted", "nearest")
-_EDGE_BOUNDS = (12, 18, 24, 32, 64)
+_EDGE_BOUNDS = (12, 18, 24, 32)
 
 
 def edge_group(edges: int) -> str:
@@ -35,9 +35,9 @@ def edge_group(edges: int) -> str:
     low = 0
     for high in _EDGE_BOUNDS:
         if edges <= high:
-            break
+            return f"{low + 1:2d} to {high}"
         low = high
-    return f"{low + 1:2d} to {high}"
+    return f"{low + 1} and more"
 
 
 def main(argv: list[str] | None = None) -> int:

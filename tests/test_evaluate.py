@@ -8,7 +8,8 @@ from hash_pool import HashPool
 from wireframe import predict_files as module
 from wireframe import scene_scores, scene_source
 from wireframe.cli import main
-from wireframe.evaluate import Failure, evaluate
+from wireframe.errors import Failure
+from wireframe.evaluate import evaluate
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.predict import predict_segments
 from wireframe.predict_files import predict_file

@@ -100,7 +100,7 @@ def head(content):
     "arrays",
     [
         {"segments": None}, {"n_edges": np.array([1, 2])}, {"n_edges": -np.ones(6, np.int64)},
-        {"probability": np.full(48, np.nan, np.float32)}, {"class_id": np.zeros(3, np.uint8)},
+        {"gt_vertices": np.full((24, 3), np.nan, np.float32)}, {"class_id": np.zeros(3, np.uint8)},
         {"head": head([])}, {"head": head({"order_ids": ["a"] * 6})}, {"head": head({"order_ids": 6, "about": {}})},
         {"head": head({"order_ids": ["\x1b[2J"] * 6, "about": {}})}, {"head": np.zeros(4, np.uint8)},
         {"gt_edges": np.zeros((0, 2), np.float64)},
@@ -134,7 +134,7 @@ def test_settings_that_the_file_cannot_answer_are_refused(segments, tmp_path, ca
         SegmentSource(path)
     for options in (["--model", "m"], ["--split", "train"], ["--pred", "p.json"], ["--worst", "3", "--out", "o"]):
         assert main(["eval", str(segments), *options]) == 2
-        assert f"{options[0]} does not go with" in capsys.readouterr().err
+        assert f"{options[0]} does not count here" in capsys.readouterr().err
 
 
 def two_roofs(confident: float, shift: float = 0.0):
@@ -151,7 +151,7 @@ def two_roofs(confident: float, shift: float = 0.0):
 
 def test_tuning_finds_the_confidence_that_leaves_out_the_stray_and_keeps_what_is_best(tmp_path):
     write_segments(tmp_path / "s.npz", [two_roofs(0.38)], {"graph": {"confidence": 0.9, "snap_radius": 0.0}})
-    graph, trials = tune(tmp_path / "s.npz", progress=False)
+    graph, trials = tune(SegmentSource(tmp_path / "s.npz"), progress=False)
     assert graph.confidence in (0.2, 0.3) and graph.snap_radius == 0.0
     best = max(trial.score.hss for trial in trials)
     assert best == pytest.approx(1, abs=1e-6) and trials[0].score.hss == 0.0
@@ -165,16 +165,20 @@ def test_tuning_finds_the_confidence_that_leaves_out_the_stray_and_keeps_what_is
 
 def test_tuning_finds_the_radius_that_reaches_the_corners(tmp_path):
     write_segments(tmp_path / "s.npz", [two_roofs(0.9, shift=0.35)], {"graph": {"snap_radius": 0.0}})
-    graph, trials = tune(tmp_path / "s.npz", progress=False)
+    graph, trials = tune(SegmentSource(tmp_path / "s.npz"), progress=False)
     assert graph.snap_radius >= 0.7 > 0.35 * 3**0.5 and trials[0].score.hss < 0.9
 
 
-def test_the_command_puts_the_settings_beside_the_model(segments, tmp_path, quick_score, capsys):
+def test_the_command_puts_the_settings_beside_the_model(model, segments, tmp_path, quick_score, capsys):
+    model.save_pretrained(tmp_path)
     assert main(["tune", str(segments), str(tmp_path), "--quiet", "--workers", "2"]) == 0
     told = capsys.readouterr().out
     graph = json.loads((tmp_path / "graph.json").read_text())
     assert f"**{graph['confidence']:g}**" in told
     assert main(["tune", str(segments), str(tmp_path / "nowhere"), "--quiet"]) == 2
+    Perceiver(model.config, seed=5).save_pretrained(tmp_path / "other")
+    assert main(["tune", str(segments), str(tmp_path / "other"), "--quiet"]) == 2
+    assert "another model" in capsys.readouterr().err and not (tmp_path / "other" / "graph.json").exists()
 
 
 def test_scenes_without_truth_cannot_be_tuned_on(tmp_path):
@@ -182,7 +186,7 @@ def test_scenes_without_truth_cannot_be_tuned_on(tmp_path):
     empty = Wireframe(np.zeros((0, 3), np.float32), np.zeros((0, 2), np.int64))
     write_segments(tmp_path / "s.npz", [scene._replace(truth=empty)], {})
     with pytest.raises(ScoreError, match="ground truth"):
-        tune(tmp_path / "s.npz", progress=False)
+        tune(SegmentSource(tmp_path / "s.npz"), progress=False)
 
 
 def test_merging_widens_in_the_published_proportions():

@@ -7,11 +7,10 @@ import pytest
 from hash_pool import HashPool
 from wireframe import scene_scores
 from wireframe.cli import main
-from wireframe.errors import ScoreError, SubmissionError
+from wireframe.errors import Failure, ScoreError, SubmissionError
 from wireframe.evaluate import evaluate_submission
 from wireframe.graph import Wireframe
 from wireframe.prepare import PrepareConfig, prepare
-from wireframe.scene_source import Failure
 from wireframe.score_files import compare, group_means, read_scores
 from wireframe.scoring import ZERO, Score
 from wireframe.shards import ShardWriter
@@ -160,3 +159,32 @@ def test_differences_are_those_of_the_common_scenes_and_have_a_sign():
 def test_means_by_group_leave_out_what_has_none():
     scores = {"a": Score(1, 0, 0), "b": Score(0, 1, 0), "c": Score(0, 0, 1)}
     assert group_means(scores, {"a": "y", "b": "y", "x": "z"}) == {"y": (2, Score(0.5, 0.5, 0.0))}
+
+
+def test_scenes_that_were_scored_before_or_not_looked_at_are_not_called_missing(scenes, tmp_path, monkeypatch):
+    pytest.importorskip("hoho2025")
+    monkeypatch.setattr(scene_scores, "ScorePool", HashPool)
+    path, out = scenes / "truth.json", tmp_path / "scores.json"
+    whole = evaluate_submission(scenes / "a.tar", path, out=out, progress=False)
+    expected = out.read_bytes()
+    submit, left = HashPool.submit, [2]
+
+    def interrupted(self, predicted, truth):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return submit(self, predicted, truth)
+
+    out.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(HashPool, "submit", interrupted)
+        patch.setattr(scene_scores, "_AWAITED_PER_WORKER", 0)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_submission(scenes / "a.tar", path, out=out, progress=False)
+    assert len((tmp_path / "scores.json.partial").read_text().splitlines()) > 1
+    assert evaluate_submission(scenes / "a.tar", path, out=out, progress=False) == whole
+    assert out.read_bytes() == expected
+    # Where a tar breaks off, nobody knows what was behind it.
+    (tmp_path / "cut.tar").write_bytes((scenes / "a.tar").read_bytes()[:-12000])
+    cut = evaluate_submission(tmp_path / "cut.tar", path, progress=False)
+    assert [failure.order_id for failure in cut.failures] == ["synth-0-000002", str(tmp_path / "cut.tar")]

@@ -245,9 +245,9 @@ def test_the_command_shows_a_models_predictions_and_what_it_cannot_read(tar, mod
 @pytest.mark.parametrize(
     "more, said",
     [
-        (["--pred", "s.json", "--model", "m"], "--model does not go with --pred"),
-        (["--pred", "s.json", "--threshold", "0.5"], "--threshold does not go with --pred"),
-        (["--pred", "s.json", "--config", "c.json"], "--config does not go with --pred"),
+        (["--pred", "s.json", "--model", "m"], "--model does not count here"),
+        (["--pred", "s.json", "--threshold", "0.5"], "--threshold does not count here"),
+        (["--pred", "s.json", "--config", "c.json"], "--config does not count here"),
         (["--pred", "s.json"], "s.json"),
         (["--pred", "bad.json"], "bad.json"),
     ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+from wireframe.errors import ConfigError
 
 
 def positive(text: str) -> int:
@@ -75,6 +78,40 @@ def stage_range(text: str) -> tuple[int, int]:
 def add_workers(command: argparse.ArgumentParser, what: str = "processes") -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command.add_argument("--workers", type=positive, default=cores, help=f"{what} (default {cores})")
+
+
+def model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped demo model)"
+    )
+    command.add_argument(
+        "--config", type=path,
+        help="JSON whose graph section counts (default: graph.json beside the model, else base; demo for the shipped)",
+    )  # fmt: skip
+    command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")
+    command.add_argument("--limit", type=positive, help="only the first scenes")
+
+
+def split_arguments(command: argparse.ArgumentParser) -> None:
+    splits = ("train", "validation", "test", "dev-val")
+    command.add_argument("--split", choices=splits, help="of sampled rows; dev-val: the last rows of train")
+    command.add_argument("--dev-val", type=positive, default=1024, help="how many rows dev-val is (default 1024)")
+
+
+def share_cores(arguments: argparse.Namespace) -> None:
+    """While scenes are read ahead, threads of the model that wait must sleep, not spin on a core that a reader needs.
+
+    OpenMP reads this when torch loads it. (Measured: predict with the demo model, 2 cores: 17 scenes/s, spinning 11.)
+    """
+    if arguments.workers > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def refuse(rules: Iterable[tuple[object, str, str]]) -> None:
+    """Raises ConfigError for the first rule (whether it is broken, option, reason) that is."""
+    for broken, option, reason in rules:
+        if broken:
+            raise ConfigError(f"{option} does not count here: {reason}")
 
 
 # argparse names the type of a bad value by these.

@@ -26,7 +26,7 @@ from wireframe.scoring import Outcome, Score, score_many, summarise
 from wireframe.shards import RawSample, iter_samples
 
 METHODS = {
-    "ours": "ours (shipped model)",
+    "ours": "ours",
     "handcrafted": "handcrafted (hoho2025)",
     "nearest": "nearest training wireframe",
     "mean": "mean training wireframe",

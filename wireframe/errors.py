@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_SHOWN = 20
+
+
+class Failure(NamedTuple):
+    """A scene that gave nothing, or a source that breaks off there, and why."""
+
+    order_id: str
+    reason: str
+
 
 def printable(text: str) -> str:
     """The text with its unprintable characters (ESC, line ends, lone surrogates) written as escapes.
@@ -53,3 +66,11 @@ class SubmissionError(WireframeError, ValueError):
 
 class MissingPackageError(WireframeError, ImportError):
     """An optional package is needed for this call and is not installed."""
+
+
+def print_failures(what: str, failures: Sequence[Failure]) -> None:
+    """At most 20 scenes and why they failed, a line each on stderr."""
+    for scene in failures[:_SHOWN]:
+        print(one_line(f"{what} {scene.order_id}: {scene.reason}"), file=sys.stderr)
+    if len(failures) > _SHOWN:
+        print(f"... and {len(failures) - _SHOWN} more", file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 
 import wireframe
 from wireframe.checkpoint import tensor_sha256
-from wireframe.errors import ConfigError, ScoreError
+from wireframe.errors import ConfigError, Failure, ScoreError
 from wireframe.files import check_target
 from wireframe.graph import GraphConfig, Wireframe
 from wireframe.partial_scores import PartialScores
@@ -26,7 +26,7 @@ from wireframe.samples import read_sample
 from wireframe.sampling import SampledScene
 from wireframe.scene import read_ground_truth
 from wireframe.scene_scores import Candidate, Predict, SceneScores, by_model, graphs_at, mean_at, score_scenes
-from wireframe.scene_source import Failure, SceneSource
+from wireframe.scene_source import SceneSource
 from wireframe.score_files import Evaluation, Threshold, write_scores
 from wireframe.scoring import require_hoho
 from wireframe.segment_files import SegmentSource, check_snapping
@@ -143,7 +143,6 @@ def evaluate_submission(
     """
     _check(out)
     predictions = read_submission(submission)
-    left = dict.fromkeys(predictions)
 
     def judged(row: Mapping) -> Candidate:
         if reading.sampled:
@@ -152,15 +151,14 @@ def evaluate_submission(
         else:
             truth = Wireframe(*read_ground_truth(row)[:2])
         order_id = str(row.get("order_id"))
-        left.pop(order_id, None)
         return Candidate(order_id, truth, [predictions[order_id]] if order_id in predictions else [])
 
     reading = SceneSource(source, 0, split=split, dev_val=dev_val, limit=limit, workers=workers, convert=judged)
     digest = hashlib.sha256(Path(submission).read_bytes()).hexdigest()
     settings = {"submission": digest, "software": _versions()}
-    result = _evaluate(reading, lambda scene, thresholds: scene, settings, out, progress=progress)
-    unknown = [] if limit else [Failure(order_id, "predicted, but no such scene is there") for order_id in left]
-    return result._replace(failures=[*result.failures, *unknown])
+    return _evaluate(
+        reading, lambda scene, thresholds: scene, settings, out, progress=progress, expected=list(predictions)
+    )
 
 
 def _check(
@@ -188,8 +186,12 @@ def _evaluate(
     sheet: str | os.PathLike | None = None,
     worst: int = 0,
     progress: bool = True,
+    expected: Sequence[str] = (),
 ) -> Evaluation:
-    """What the public functions share: scores scene by scene, written down on the way, then as a whole."""
+    """What the public functions share: scores scene by scene, written down on the way, then as a whole.
+
+    ``expected``: ids of scenes that ought to be there; one that is not is a failure, unless not all were looked at.
+    """
     about = {**settings, "source": reading.identity()}
     with PartialScores(None if out is None else Path(f"{os.fspath(out)}.partial"), about) as partial:
         found = score_scenes(
@@ -198,6 +200,10 @@ def _evaluate(
         )  # fmt: skip
         if not found.scenes:
             partial.finish()
+        seen = {scene.order_id for scene in (*found.scenes, *found.failures)}
+        if reading.limit is None and reading.name not in seen:
+            missing = (order_id for order_id in expected if order_id not in seen)
+            found.failures += [Failure(order_id, "predicted, but no such scene is there") for order_id in missing]
         result = _result(reading, found, thresholds)
         # The scores come last: where they stand, the rest does too.
         items = _sheet_items(reading, found)

@@ -6,12 +6,12 @@ import dataclasses
 import os
 
 from wireframe.checkpoint import tensor_sha256
-from wireframe.errors import ShardError
+from wireframe.errors import Failure, ShardError
 from wireframe.files import check_target
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.perceiver import Perceiver
 from wireframe.predict import PredictedScene, eval_mode, predict_segments, wireframe_of, with_truth
-from wireframe.scene_source import Failure, SceneSource
+from wireframe.scene_source import SceneSource
 from wireframe.segment_files import write_segments
 from wireframe.splits import DEV_VAL
 from wireframe.submissions import write_submission
@@ -54,14 +54,15 @@ def predict_file(
     check_target(out).parent.mkdir(parents=True, exist_ok=True)
     found: list[tuple[str, Wireframe]] = []
     failures = []
-    for index, sample in tqdm(reading.read(), disable=not progress, desc="predict", unit="scene"):
-        if isinstance(sample, Failure):
-            failures.append(sample)
-            predicted = empty_wireframe()
-        else:
-            predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
-        if index is not None:
-            found.append((sample.order_id, predicted))
+    with eval_mode(model):
+        for index, sample in tqdm(reading.read(), disable=not progress, desc="predict", unit="scene"):
+            if isinstance(sample, Failure):
+                failures.append(sample)
+                predicted = empty_wireframe()
+            else:
+                predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
+            if index is not None:
+                found.append((sample.order_id, predicted))
     if not found:
         raise ShardError(failures[0].reason if failures else f"{os.fspath(source)} holds no scene")
     write_submission(out, found)

@@ -119,6 +119,37 @@ def read_graph(source: str | os.PathLike) -> GraphConfig | None:
         raise ConfigError(one_line(f"{path} cannot be used: {reason}; --config gives other settings", 600)) from None
 
 
+def load_model(
+    model: str | os.PathLike | None, config: str | os.PathLike | None = None, threshold: float | None = None
+) -> tuple[Perceiver, GraphConfig]:
+    """A model and its ``graph_settings``; None: the shipped one. Raises as ``Perceiver.from_checkpoint`` does too."""
+    from wireframe.assets import DEMO_MODEL
+    from wireframe.perceiver import Perceiver
+
+    return Perceiver.from_checkpoint(model or DEMO_MODEL), graph_settings(model, config, threshold)
+
+
+def graph_settings(
+    model: str | os.PathLike | None, config: str | os.PathLike | None = None, threshold: float | None = None
+) -> GraphConfig:
+    """How a model's segments become a graph: as ``config`` says, else ``graph.json`` beside the model, else the base.
+
+    Args:
+        model: as ``Perceiver.from_checkpoint`` takes it; None: the shipped one, whose configuration is "demo".
+        config: a configuration whose graph section counts. threshold: the confidence to exceed; None: the graph's.
+
+    Raises:
+        ConfigError: the configuration, or the file beside the model, cannot be used.
+    """
+    graph = read_graph(model) if model and not config else None
+    if graph is None:
+        # A bundle of `wireframe submit` has no training beside it.
+        from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
+
+        graph = load_config(config or (BASE_CONFIG if model else DEMO_CONFIG)).graph
+    return graph if threshold is None else dataclasses.replace(graph, confidence=threshold)
+
+
 def _model_files(model: Perceiver, dtype: torch.dtype | None) -> dict[str, bytes]:
     encode = _package("safetensors.torch", "saving a model").save
     tensors = {}

@@ -12,12 +12,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from wireframe.errors import Failure
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
 from wireframe.partial_scores import PartialScores, ScoredScene
 from wireframe.perceiver import Perceiver
 from wireframe.predict import PredictedScene, predict_segments, with_truth
 from wireframe.sampling import SampledScene
-from wireframe.scene_source import Failure
 from wireframe.scoring import ZERO, Outcome, Score
 from wireframe.scoring_pool import ScorePool
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from wireframe.ahead import in_order
-from wireframe.errors import ConfigError, ShardError, WireframeError
+from wireframe.errors import ConfigError, Failure, ShardError, WireframeError
 from wireframe.fusion import fuse_views
 from wireframe.hub import is_hub
 from wireframe.samples import is_sampled, list_parquet, read_sample
@@ -19,13 +19,6 @@ from wireframe.shards import iter_rows, list_shards
 from wireframe.splits import DEV_VAL, DEV_VAL_SPLIT, iter_split_rows
 
 Known = TypeVar("Known")
-
-
-class Failure(NamedTuple):
-    """A scene that could not be predicted; it gets the empty solution."""
-
-    order_id: str
-    reason: str
 
 
 class SceneSource:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wireframe.errors import ScoreError, one_line, printable
+from wireframe.errors import Failure, ScoreError, one_line, printable
 from wireframe.files import atomic_write
-from wireframe.scene_source import Failure
 from wireframe.scoring import Outcome, Score, bootstrap_interval, summarise
 
 # A scene takes some 150 bytes.

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from wireframe.classes import POINT_CLASSES
-from wireframe.errors import ConfigError, SampleError, one_line
+from wireframe.errors import ConfigError, SampleError, one_line, printable
 from wireframe.files import atomic_write
 from wireframe.graph import GraphConfig, Wireframe
-from wireframe.npy import read_npz
+from wireframe.npy import MAX_ARRAY_BYTES, read_npz
 from wireframe.predict import PredictedScene, SceneSegments
 
 # Points of other classes cannot be corners, and are most of a scene.
@@ -39,7 +39,11 @@ _COUNTS = ("segments", "points", "vertices", "edges")
 
 
 def write_segments(path: str | os.PathLike, scenes: Sequence[PredictedScene], about: dict) -> None:
-    """Writes scenes, whole or not at all; ``about``: plain JSON values that say what they are of. Raises OSError."""
+    """Writes scenes, whole or not at all; ``about``: plain JSON values that say what they are of.
+
+    Raises:
+        SampleError: more scenes than ``read_segments`` would take. OSError: the file cannot be written.
+    """
     kept = [np.isin(scene.class_id, _CORNER_IDS) for scene in scenes]
     columns = {
         "segments": [scene.found.segments for scene in scenes],
@@ -53,7 +57,9 @@ def write_segments(path: str | os.PathLike, scenes: Sequence[PredictedScene], ab
     for name, (dtype, shape, count) in _ARRAYS.items():
         arrays[name] = np.concatenate([np.zeros((0, *shape)), *columns[name]]).astype(dtype)
         arrays[f"n_{count}"] = np.array([len(part) for part in columns[name]], dtype=np.int64)
-    head = {"about": about, "order_ids": [scene.order_id for scene in scenes]}
+        if arrays[name].nbytes > MAX_ARRAY_BYTES:
+            raise SampleError(f"{len(scenes)} scenes are too many for one file of segments; split them (--limit)")
+    head = {"about": about, "order_ids": [printable(scene.order_id) for scene in scenes]}
     arrays["head"] = np.frombuffer(json.dumps(head).encode(), dtype=np.uint8)
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
@@ -88,7 +94,8 @@ def _scenes(arrays: dict[str, np.ndarray]) -> tuple[list[PredictedScene], dict]:
         sound = counts.dtype == np.int64 and counts.shape == (len(order_ids),) and (counts >= 0).all()
         if not sound or array.dtype != dtype or array.shape != (int(counts.sum()), *shape):
             raise ValueError(f"array {name}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        # A segment that is not finite is the graph's to drop.
+        if name in ("points", "gt_vertices") and not np.isfinite(array).all():
             raise ValueError(f"array {name} is not finite")
         parts[name] = np.split(array, np.cumsum(counts)[:-1]) if len(order_ids) else []
     return [
@@ -122,7 +129,7 @@ class SegmentSource:
     """
 
     def __init__(self, path: str | os.PathLike, *, limit: int | None = None, workers: int = 1) -> None:
-        self.name, self.workers = os.fspath(path), workers
+        self.name, self.workers, self.limit = os.fspath(path), workers, limit
         scenes, self.about = read_segments(path)
         self._scenes = scenes[:limit]
         self.graph = _graph(self.name, self.about)

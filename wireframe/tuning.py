@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,9 +30,7 @@ class Trial(NamedTuple):
     score: Score
 
 
-def tune(
-    path: str | os.PathLike, *, limit: int | None = None, workers: int = 1, progress: bool = True
-) -> tuple[GraphConfig, list[Trial]]:
+def tune(source: SegmentSource, *, progress: bool = True) -> tuple[GraphConfig, list[Trial]]:
     """The settings of the highest mean HSS among those tried, and all trials in their order.
 
     The first trial is what the file of segments says. Then one setting after the other takes each of its values, the
@@ -41,24 +38,22 @@ def tune(
     value must be better than what there is to take its place. Scores of the winner on these scenes flatter it.
 
     Args:
-        path: a file of ``predict_files.predict_segments_file``; scenes without ground truth are left out.
-        limit: only the first so many scenes.
-        workers: processes that score. The result does not depend on it.
+        source: scenes without ground truth are left out. The result does not depend on its workers, which score.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        SampleError: no such file. ScoreError: no scene with a truth. MissingPackageError: no hoho2025.
+        ScoreError: no scene with a truth. ConfigError: as ``check_snapping``. MissingPackageError: no hoho2025.
     """
     from tqdm import tqdm
 
     require_hoho()
-    source = SegmentSource(path, limit=limit, workers=workers)
     check_snapping(source.graph)
     scenes = [scene for _, scene in source.read() if len(scene.truth.edges)]
     if not scenes:
         raise ScoreError(f"{source.name}: no scene has a ground truth to tune on")
     trials: list[Trial] = []
     with (
-        ScorePool(workers=workers) as pool,
+        ScorePool(workers=source.workers) as pool,
         tqdm(desc="tune", unit="trial", disable=not progress) as bar,
     ):
         scored = _Scored(scenes, pool)

@@ -56,6 +56,15 @@ def submit_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def submit(arguments: argparse.Namespace) -> int:
+    if arguments.bundle:
+        refuse_run_options(arguments)
+        from wireframe.pretrained import load_model
+        from wireframe.submit.bundle import write_bundle
+
+        model = load_model(arguments.model, arguments.config, arguments.threshold)
+        files = write_bundle(arguments.bundle, *model)
+        print(f"{len(files)} files in {arguments.bundle}; python script.py answers there")
+        return 0
     choice = {name: getattr(arguments, name) for name in ("model", "config", "threshold")}
     result = run(arguments, progress=not arguments.quiet, **choice)
     if result.stopped:

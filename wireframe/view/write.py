@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wireframe.errors import ConfigError, MissingPackageError, ShardError
+from wireframe.errors import ConfigError, Failure, MissingPackageError, ShardError
 from wireframe.files import atomic_write, check_target
 from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe
@@ -18,7 +18,7 @@ from wireframe.hub import is_hub
 from wireframe.samples import read_sample
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
-from wireframe.scene_source import Failure, SceneSource
+from wireframe.scene_source import SceneSource
 from wireframe.scoring import ZERO, Outcome, require_hoho
 from wireframe.scoring_pool import ScorePool
 from wireframe.splits import DEV_VAL
@@ -33,14 +33,15 @@ class View(NamedTuple):
     """What a page holds.
 
     Attributes:
-        scenes: how many; size: bytes of the page.
-        hss: mean of the scored scenes, None where none is.
+        scenes: how many it shows, of the ``read`` ones; size: bytes of the page.
+        hss: mean of all that were scored, shown or not; None where none was.
         unscored: why nothing is scored, None where scenes are.
         guarded: scenes that are not known to be synthetic: a page with any must not be handed on.
         failures: scenes that could not be read.
     """
 
     scenes: int
+    read: int
     size: int
     hss: float | None
     unscored: str | None
@@ -141,14 +142,16 @@ def write_view(
     entries = _entries(packed, worst)
     blocks = {position: packed[position].block for position in sorted(entry.position for entry in entries)}
     guarded = sum(not is_synthetic(entry.order_id) for entry in entries)
-    about = [note for note in (label, unscored, f"{len(failures)} not read" if failures else "") if note]
+    shown = f"the {len(entries)} worst of {len(packed)} scenes" if len(entries) < len(packed) else ""
+    unread = f"{len(failures)} not read" if failures else ""
+    about = [note for note in (label, shown, unscored, unread) if note]
     size = 0
     with atomic_write(out) as file:
         for part in page_parts(_title(reading), about, entries, blocks, warn=guarded > 0):
             size += file.write(part.encode("utf-8", "replace"))
-    scores = [entry.score.hss for entry in entries if entry.score is not None]
+    scores = [scene.outcome.score.hss for scene in packed if scene.outcome is not None]
     mean = sum(scores) / len(scores) if scores else None
-    return View(len(entries), size, mean, unscored, guarded, failures)
+    return View(len(entries), len(packed), size, mean, unscored, guarded, failures)
 
 
 def _reader(
