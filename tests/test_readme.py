@@ -35,10 +35,12 @@ def test_no_placeholder_is_left():
     assert re.findall(r"@@|@\w+@", README) == []
 
 
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     scope = {}
     for code in blocks:
         exec(code, scope)
-    assert scope["found"].vertices.shape[1] == 3
+    assert scope["found"].vertices.shape[1] == 3 and scope["score"].hss > 0.8
+    assert (tmp_path / "scene.png").read_bytes().startswith(b"\x89PNG")
