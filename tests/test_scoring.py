@@ -186,8 +186,8 @@ def test_a_pool_is_reusable_and_keeps_its_worker():
     with scripted_pool() as pool:
         pool.start()
         first = pool.score_many([scripted(0)])
-        process = pool._slots[0]._worker._process
-        assert pool.score_many([scripted(0)]) == first and pool._slots[0]._worker._process is process
+        process = pool._slots[0]._worker._child.process
+        assert pool.score_many([scripted(0)]) == first and pool._slots[0]._worker._child.process is process
         assert pool.score_many([]) == []
     assert process.returncode is not None
     with pytest.raises(ScoreError, match="closed"):
@@ -197,7 +197,7 @@ def test_a_pool_is_reusable_and_keeps_its_worker():
 def test_a_worker_that_died_while_idle_does_not_cost_the_next_scene_its_score():
     with scripted_pool() as pool:
         pool.score_many([scripted(0)])
-        process = pool._slots[0]._worker._process
+        process = pool._slots[0]._worker._child.process
         process.kill()
         process.wait()
         assert pool.score_many([scripted(0)]) == [Outcome(Score(0.1, 0.2, 0.5), None)]

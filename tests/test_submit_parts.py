@@ -1,22 +1,28 @@
 import gzip
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 
+import numpy as np
 import pytest
 from raw_data import hub_members, raw_row, tar_bytes
-from submit_cases import ANSWER, FALLBACK, answers_in
+from submit_cases import ANSWER, FALLBACK, answers_in, long_name_chain
 
 from wireframe.cli import main
 from wireframe.errors import ConfigError, MissingPackageError, ShardError
+from wireframe.member_names import parse_name
 from wireframe.raw_rows import build_row
 from wireframe.shards import iter_samples
-from wireframe.submit.answers import Answers, fault
-from wireframe.submit.harness import Params, download, find_tars, output_file, process_started, read_params
+from wireframe.submissions import answer_fault
+from wireframe.submit import tar_index
+from wireframe.submit.answers import Answers
+from wireframe.submit.harness import Params, download, find_tars, output_file, read_params
 from wireframe.submit.tar_index import index_tar, open_tar, read_members
 
 
@@ -29,8 +35,16 @@ def written(path, data):
     return str(path)
 
 
-def ids(index):
-    return [scene.order_id for scene in index.scenes]
+def indexed(path, until=math.inf):
+    """The scenes of a tar, and what is wrong with it."""
+    damage = []
+    scenes = list(index_tar(path, damage, until))
+    assert len(damage) <= 1
+    return scenes, "".join(damage)
+
+
+def ids(scenes):
+    return [scene.order_id for scene in scenes]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -40,13 +54,13 @@ def test_an_index_has_the_scenes_and_the_bytes_that_reading_gives(tmp_path, form
     members.insert(5, ("a.order_id.txt", b"the real id of a"))
     members += [("d.json", json.dumps({"order_id": "id of d", "image_ids": ["1"]}).encode())]
     path = written(tmp_path / "a.tar", tar_bytes(members, form, mode))
-    index = index_tar(path)
-    assert index.problem is None
+    scenes, problem = indexed(path)
+    assert not problem
     samples = [(s.key, [pair for pair in s.members if pair[0].column]) for s in iter_samples(path)]
     with open_tar(path) as file:
-        assert [(scene.key, read_members(file, scene)) for scene in index.scenes] == samples
+        assert [(scene.key, read_members(file, scene)) for scene in scenes] == samples
     rows = [build_row(key, members) for key, members in samples]
-    assert ids(index) == [row["order_id"] for row in rows] == ["the real id of a", "b" * 70, "c", "id of d"]
+    assert ids(scenes) == [row["order_id"] for row in rows] == ["the real id of a", "b" * 70, "c", "id of d"]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -54,11 +68,11 @@ def test_a_scene_that_a_tar_breaks_off_in_is_listed_with_its_whole_members(tmp_p
     whole = tar_bytes(members_of(["a", "b"]))
     cut = whole[: whole.index(b"b.K.npy") + 600]
     path = written(tmp_path / "a.tar", gzip.compress(cut)[:-9] if mode == "w:gz" else cut)
-    index = index_tar(path)
-    assert ids(index) == ["a", "b"] and index.problem is not None and path in index.problem
+    scenes, problem = indexed(path)
+    assert ids(scenes) == ["a", "b"] and problem.startswith(f"{path}: truncated")
     if mode == "w":
         with open_tar(path) as file:
-            columns = {name.column for name, _ in read_members(file, index.scenes[1])}
+            columns = {name.column for name, _ in read_members(file, scenes[1])}
         assert "gestalt" in columns and "K" not in columns
 
 
@@ -66,39 +80,91 @@ def test_scenes_behind_a_damaged_header_are_found(tmp_path):
     whole = bytearray(tar_bytes(members_of(["a", "b", "c"])))
     place = whole.index(b"b.ade.img_1.png")
     whole[place : place + 512] = os.urandom(512)
-    index = index_tar(written(tmp_path / "a.tar", whole))
-    assert ids(index) == ["a", "b", "c"] and "are no header" in index.problem
-    assert len(index.scenes[1].members) == len(index.scenes[2].members) - 1
+    scenes, problem = indexed(written(tmp_path / "a.tar", whole))
+    assert ids(scenes) == ["a", "b", "c"] and "corrupt header" in problem and "after 'b.ade.img_0.png'" in problem
+    assert len(scenes[1].members) == len(scenes[2].members) - 1
 
 
 @pytest.mark.parametrize(
     "data, words",
-    [(b"", "empty file"), (b"text" * 500, "not a tar"), (os.urandom(1 << 16), "not a tar"), (b"\x1f\x8b", "end")],
+    [(b"", "empty file"), (b"text" * 500, "not a tar"), (os.urandom(99_000), "not a tar"), (b"\x1f\x8b", "unreadable")],
 )
 def test_what_is_no_tar_has_no_scenes_and_a_reason(tmp_path, data, words):
-    index = index_tar(written(tmp_path / "a.tar", data))
-    assert index.scenes == [] and words in index.problem
-    with pytest.raises(ShardError, match="cannot be opened"):
-        index_tar(str(tmp_path / "nowhere.tar"))
+    scenes, problem = indexed(written(tmp_path / "a.tar", data))
+    assert scenes == [] and words in problem
+    assert "nowhere.tar: cannot be opened (No such file" in indexed(str(tmp_path / "nowhere.tar"))[1]
 
 
-def test_hostile_headers_end_the_list_and_not_the_run(tmp_path):
-    header = bytearray(tarfile.TarInfo("x.ade.1.png").tobuf(tarfile.GNU_FORMAT))
-    # A negative size in base 256.
-    header[124:136] = b"\xff" + (-1024 % 256**11).to_bytes(11, "big")
+def sealed(name, size_field, kind=b"0"):
+    """A header with any bytes for its size, and a checksum that is right."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[156:157] = size_field, kind
     total = sum(header[:148]) + sum(header[156:]) + 8 * 32
     header[148:156] = b"%06o\0 " % total
-    path = written(tmp_path / "a.tar", tar_bytes(members_of(["a"]))[:-10240] + bytes(header) + bytes(1024))
-    assert ids(index_tar(path))[0] == "a"
-    huge = tarfile.TarInfo("a.ade.1.png")
-    huge.size = 1 << 40
-    index = index_tar(written(tmp_path / "b.tar", huge.tobuf()))
-    assert ids(index) == ["a"] and index.scenes[0].members == () and "unexpected end" in index.problem
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        (sealed("x.ade.1.png", b"\xff" + (-1024 % 256**11).to_bytes(11, "big")), "not octal"),
+        (sealed("x.ade.1.png", b"\x80" + (1 << 87).to_bytes(11, "big")), "above the cap of 268435456"),
+        (sealed("y", b"%011o\0" % (600 << 20), b"x"), "an extended header of 629145600 bytes"),
+        (sealed("y", b"%011o\0" % 512, b"x") + b"12 size=9\n\n" + bytes(501), "corrupt PAX header"),
+        (long_name_chain(600, "chained.order_id.txt")[:-1024], ""),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_hostile_headers_cost_no_scene_before_or_behind_them(tmp_path, header, words, packed):
+    before, behind = (tar_bytes([(f"{name}.order_id.txt", name.encode())]) for name in "ab")
+    whole = before[:1024] + header + behind
+    scenes, problem = indexed(written(tmp_path / "a.tar", gzip.compress(whole) if packed else whole))
+    assert [name for name in ids(scenes) if name in "ab"] == ["a", "b"]
+    assert bool(problem) == bool(words) and words in problem
+
+
+def test_an_extended_header_of_any_size_takes_little_memory(tmp_path):
+    head, behind = sealed("y", b"%011o\0" % (16 << 20), b"x"), tar_bytes([("b.order_id.txt", b"b")])
+    path = written(tmp_path / "a.tar", gzip.compress(head + b"9" * (16 << 20) + behind, 1))
+    tracemalloc.start()
+    try:
+        assert ids(indexed(path)[0]) == ["b"]
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_whatever_reading_a_tar_raises_is_damage_of_this_tar_alone(tmp_path, monkeypatch):
+    def parse(path):
+        if path.startswith("b"):
+            raise RecursionError("too deep")
+        return parse_name(path)
+
+    monkeypatch.setattr(tar_index, "parse_name", parse)
+    scenes, problem = indexed(written(tmp_path / "a.tar", tar_bytes(members_of(["a", "b"]))))
+    assert ids(scenes) == ["a"] and "too deep" in problem
+
+
+def test_caps_and_the_end_of_time_end_a_tar(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.tar", tar_bytes(members_of(["a", "b"])))
+    assert indexed(path, time.monotonic() - 1) == ([], f"{path}: no time was left to read on")
+    monkeypatch.setattr(tar_index, "MAX_SAMPLE_MEMBERS", 4)
+    scenes, problem = indexed(path)
+    assert [(scene.members, "more than 4 members" in scene.problem) for scene in scenes] == [([], True)] * 2
+    monkeypatch.setattr(tar_index, "MAX_MEMBERS", 20)
+    scenes, problem = indexed(path)
+    assert ids(scenes) == ["a", "b"] and "more than 20 members" in problem
 
 
 def test_a_name_that_is_no_order_id_leaves_the_key(tmp_path):
-    members = [("a.order_id.txt", b"  "), ("b.order_id.json", b"[1"), ("c.order_id.txt", b"x" * 5000)]
-    assert ids(index_tar(written(tmp_path / "a.tar", tar_bytes(members)))) == ["a", "b", "c"]
+    archive = io.BytesIO()
+    np.savez(archive, order_id="x")
+    members = [
+        ("a.order_id.txt", b"  "), ("b.order_id.json", b"[1"), ("c.order_id.txt", b"x" * 5000),
+        # An archive is never unpacked for its id, whatever it calls itself.
+        ("d.npz", archive.getvalue()), ("e.order_id.txt", archive.getvalue()), ("f.json", archive.getvalue()),
+    ]  # fmt: skip
+    assert ids(indexed(written(tmp_path / "a.tar", tar_bytes(members)))[0]) == list("abcdef")
 
 
 GOOD = [[0.0, 0, 0], [1, 2.5, -3]]
@@ -107,35 +173,40 @@ GOOD = [[0.0, 0, 0], [1, 2.5, -3]]
 @pytest.mark.parametrize(
     "vertices, edges, words",
     [
-        (GOOD[:1], [[0, 0]], "2 to"),
-        ([[0, 0, 0]] * 10_001, [[0, 1]], "2 to"),
-        (None, [[0, 1]], "2 to"),
-        ([[0, 0, 0], [0, 0]], [[0, 1]], "three finite"),
-        ([[0, 0, 0], [0, 0, float("nan")]], [[0, 1]], "three finite"),
-        ([[0, 0, 0], [0, 0, float("inf")]], [[0, 1]], "three finite"),
-        ([[0, 0, 0], [0, 0, 10**400]], [[0, 1]], "three finite"),
-        ([[0, 0, 0], [0, 0, True]], [[0, 1]], "three finite"),
-        ([[0, 0, 0], [0, 0, "1"]], [[0, 1]], "three finite"),
-        (GOOD, [], "1 to"),
-        (GOOD, [[0, 1, 1]], "two whole"),
-        (GOOD, [[0, 1.0]], "two whole"),
-        (GOOD, [[0, True]], "two whole"),
+        (GOOD[:1], [[0, 0]], "two vertices"),
+        ([[0, 0, 0]] * 10_001, [[0, 1]], "at most 10000"),
+        (None, [[0, 1]], "must be a list"),
+        ([[0, 0, 0], [0, 0]], [[0, 1]], "3 numbers"),
+        ([[0, 0, 0], [0, 0, float("nan")]], [[0, 1]], "not finite"),
+        ([[0, 0, 0], [0, 0, float("inf")]], [[0, 1]], "not finite"),
+        ([[0, 0, 0], [0, 0, -1e39]], [[0, 1]], "not finite"),
+        ([[0, 0, 0], [0, 0, 10**400]], [[0, 1]], "not finite"),
+        ([[0, 0, 0], [0, 0, True]], [[0, 1]], "3 numbers"),
+        ([[0, 0, 0], [0, 0, "1"]], [[0, 1]], "3 numbers"),
+        (GOOD, [], "an edge"),
+        (GOOD, [[0, 1, 1]], "2 whole numbers"),
+        (GOOD, [[0, 1.0]], "2 whole numbers"),
+        (GOOD, [[0, True]], "2 whole numbers"),
         (GOOD, [[0, 2]], "does not join"),
         (GOOD, [[-1, 0]], "does not join"),
         (GOOD, [[1, 1]], "does not join"),
     ],
 )
 def test_an_answer_that_is_not_of_the_schema_is_refused_and_the_entry_stays(tmp_path, vertices, edges, words):
-    answers = Answers(tmp_path / "s.json", ["a"])
-    assert words in answers.give("a", vertices, edges) and not answers.has("a")
+    answers = Answers(tmp_path / "s.json")
+    answers.add("a")
+    assert words in answers.give("a", vertices, edges)
     answers.write()
     assert answers_in(tmp_path / "s.json") == {"a": FALLBACK}
-    assert fault(GOOD, [[0, 1]]) is None
+    assert answer_fault(GOOD, [[0, 1]]) is None
 
 
 def test_answers_are_written_at_a_bounded_rate_and_only_when_something_changed(tmp_path):
-    answers = Answers(tmp_path / "new" / "s.json", ["b", "a", "b"])
-    assert len(answers) == 2 and answers.due() <= time.monotonic()
+    answers = Answers(tmp_path / "new" / "s.json")
+    assert answers.due() == float("inf")
+    for name in ("b", "a"):
+        answers.add(name)
+    assert "a" in answers and "c" not in answers and answers.due() <= time.monotonic()
     answers.write()
     assert answers.due() == float("inf")
     stamp = os.stat(tmp_path / "new" / "s.json").st_mtime_ns, os.stat(tmp_path / "new" / "s.json").st_ino
@@ -150,7 +221,7 @@ def test_answers_are_written_at_a_bounded_rate_and_only_when_something_changed(t
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(OSError, match="is a folder"):
-        Answers(tmp_path, ["a"])
+        Answers(tmp_path)
 
 
 def test_params_give_what_the_harness_says_and_pass_over_the_rest(tmp_path):
@@ -204,41 +275,40 @@ def test_public_tars_come_before_private_ones_and_others_only_where_there_is_nei
 
 
 def test_absent_data_without_a_hub_is_one_line(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ShardError, match=r"there is no data at .* and a/b cannot be fetched") as error:
-        download("a/b", tmp_path / "data")
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ShardError, match="a/b cannot be fetched") as error:
+        download("a/b", tmp_path / "data", 60)
     assert "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingPackageError, match="pip install huggingface-hub"):
-        download("a/b", tmp_path / "data")
+        download("a/b", tmp_path / "data", 60)
 
 
-def test_absent_data_is_fetched_into_the_data_folder(tmp_path, monkeypatch, capsys):
-    import huggingface_hub
+# Fetches one tar, and then for ever another one.
+HUB = """
+import io, tarfile, time
+def snapshot_download(dataset, *, repo_type, local_dir, allow_patterns):
+    assert (dataset, repo_type) == ("a/b", "dataset") and "*.tar" in allow_patterns
+    with tarfile.open(local_dir + "/public.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("k.order_id.txt"))
+    time.sleep(600)
+"""
 
-    def snapshot(dataset, *, repo_type, local_dir, allow_patterns):
-        assert (dataset, repo_type) == ("a/b", "dataset") and "*.tar" in allow_patterns
-        (local_dir / "public").mkdir(parents=True)
-        (local_dir / "public" / "1.tar").write_bytes(tar_bytes([("k.image_ids.json", b"[]")]))
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+def test_absent_data_are_fetched_as_far_as_there_is_time(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "huggingface_hub.py").write_text(HUB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "huggingface_hub", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("wireframe.submit.supervisor.WORKER", "import time; time.sleep(600)")
     (tmp_path / "params.json").write_text(json.dumps({"dataset": "a/b", "output_path": str(tmp_path)}))
-    arguments = ["submit", "--params", str(tmp_path / "params.json"), "--budget", "0.001", "--quiet"]
-    assert main(arguments) == 1
+    start = time.monotonic()
+    assert main(["submit", "--params", str(tmp_path / "params.json"), "--budget", "6", "--quiet"]) == 1
+    assert time.monotonic() - start < 6
     assert answers_in(tmp_path / "submission.json") == {"k": FALLBACK}
     assert "fall-back for k: no time was left for it" in capsys.readouterr().err
-
-
-def test_the_time_counts_from_the_start_of_the_process():
-    # Not the time of the import, which a clock of this process's own would miss.
-    ask = "import time; time.sleep(1); from wireframe.submit import harness; "
-    ask += "print(time.monotonic() - harness.process_started())"
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
-    assert 1.0 <= float(done.stdout) <= time.monotonic() - start + 0.05
-    assert process_started() <= time.monotonic()
 
 
 def test_the_supervisor_and_its_arguments_load_no_torch():
@@ -247,10 +317,9 @@ def test_the_supervisor_and_its_arguments_load_no_torch():
     assert done.stdout.strip() == "False"
 
 
-def test_reading_a_scene_from_a_tar_that_changed_meanwhile_gives_what_is_there(tmp_path):
-    path = written(tmp_path / "a.tar", tar_bytes(members_of(["a"])))
-    (scene,) = index_tar(path).scenes
-    with open_tar(written(tmp_path / "a.tar", b"")) as file:
-        assert read_members(file, scene) == []
+def test_reading_a_scene_from_a_tar_that_changed_meanwhile_says_so(tmp_path):
+    ((scene,), _) = indexed(written(tmp_path / "a.tar", tar_bytes(members_of(["a"]))))
+    with open_tar(written(tmp_path / "a.tar", b"")) as file, pytest.raises(ShardError, match="no member of scene 'a'"):
+        read_members(file, scene)
     with pytest.raises(ShardError, match="cannot be read at scene 'a'"):
         read_members(gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(bytes(99))[:12])), scene)

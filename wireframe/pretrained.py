@@ -123,10 +123,13 @@ def load_model(
     model: str | os.PathLike | None, config: str | os.PathLike | None = None, threshold: float | None = None
 ) -> tuple[Perceiver, GraphConfig]:
     """A model and its ``graph_settings``; None: the shipped one. Raises as ``Perceiver.from_checkpoint`` does too."""
-    from wireframe.assets import DEMO_MODEL
     from wireframe.perceiver import Perceiver
 
-    return Perceiver.from_checkpoint(model or DEMO_MODEL), graph_settings(model, config, threshold)
+    graph = graph_settings(model, config, threshold)
+    if not model:
+        # A bundle of `wireframe submit` has neither the shipped model nor a training beside it.
+        from wireframe.assets import DEMO_MODEL as model
+    return Perceiver.from_checkpoint(model), graph
 
 
 def graph_settings(
@@ -143,7 +146,6 @@ def graph_settings(
     """
     graph = read_graph(model) if model and not config else None
     if graph is None:
-        # A bundle of `wireframe submit` has no training beside it.
         from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
 
         graph = load_config(config or (BASE_CONFIG if model else DEMO_CONFIG)).graph

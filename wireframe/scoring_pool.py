@@ -1,36 +1,27 @@
 """A pool of scoring processes that survives crashes and hangs of the metric.
 
 Each slot is a thread that owns one process (``wireframe.scoring_worker``) and speaks JSON lines with it over
-pipes. The process is started as ``python -c``, never from the caller's script, so a script without a main
-guard is safe.
+pipes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
 
+from wireframe import child
 from wireframe.errors import ScoreError
 from wireframe.graph import Wireframe
 from wireframe.scoring import ZERO, Outcome, Score, check_pair, require_hoho
 
 _START_TIMEOUT = 300.0
 _START_ATTEMPTS = 3
-_BOOT = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from wireframe.scoring_worker import main
-main()
-"""
 _ONE_THREAD = (
-    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-"NUMEXPR_NUM_THREADS", )
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS",
+)  # fmt: skip
 
 
 def usable_cores() -> int:
@@ -64,7 +55,7 @@ class ScorePool:
         require_hoho()
         self._size = workers
         self._timeout = timeout
-        self._command = [sys.executable, "-c", _BOOT]
+        self._command = child.command("from wireframe.scoring_worker import main; main()")
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._slots: list[_Slot] = []
         self._lock = threading.Lock()
@@ -203,16 +194,8 @@ class _Worker:
     """One scoring process. Only the thread of its slot uses it, but for ``kill``."""
 
     def __init__(self, command: list[str]) -> None:
-        environment = dict(os.environ, **dict.fromkeys(_ONE_THREAD, "1"))
-        path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
         try:
-            self._process = subprocess.Popen(
-                [*command, path],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
+            self._child = child.Child(command, {**os.environ, **dict.fromkeys(_ONE_THREAD, "1")})
         except OSError as error:
             raise ScoreError(f"the scoring worker cannot be started: {error}") from error
         self._ready = False
@@ -222,7 +205,7 @@ class _Worker:
         """None once the worker serves, else why it does not."""
         if self._ready:
             # One that died while idle must not cost the next scene its score.
-            return None if self._process.poll() is None else "it died while idle"
+            return None if self._child.process.poll() is None else "it died while idle"
         answer, reason = self._read(_START_TIMEOUT)
         if answer is not None and "error" in answer:
             reason = answer["error"]
@@ -230,13 +213,7 @@ class _Worker:
         return reason
 
     def ask(self, request: list, timeout: float) -> Outcome:
-        line = json.dumps({"request": request, "timeout": timeout}) + "\n"
-        try:
-            self._process.stdin.write(line.encode())
-            self._process.stdin.flush()
-        except OSError:
-            # It is gone; reading tells how.
-            pass
+        self._child.send({"request": request, "timeout": timeout})
         answer, reason = self._read(timeout)
         if answer is None:
             return Outcome(ZERO, reason)
@@ -247,53 +224,20 @@ class _Worker:
     def kill(self) -> None:
         """Ends the process; safe from any thread."""
         self.dead = True
-        self._process.kill()
+        self._child.process.kill()
 
     def close(self) -> None:
-        self.kill()
-        self._process.wait()
-        self._process.stdout.close()
-        try:
-            self._process.stdin.close()
-        except OSError:
-            # What was still to be written has no reader.
-            pass
+        self.dead = True
+        self._child.end()
 
     def _read(self, timeout: float) -> tuple[dict | None, str | None]:
         """The next answer and None, or None and what became of the worker; ``dead`` says if it can go on."""
-        deadline = _Deadline(timeout, self.kill)
-        line = self._process.stdout.readline()
-        late = deadline.passed()
-        if line.endswith(b"\n"):
-            return json.loads(line), None
-        self.kill()
-        code = self._process.wait()
-        if late:
+        try:
+            answer = self._child.receive(timeout)
+        except queue.Empty:
+            self.kill()
             return None, "timed out"
-        return None, f"crashed (signal {-code})" if code < 0 else f"crashed (exit code {code})"
-
-
-class _Deadline:
-    """Calls ``action`` after ``seconds`` unless ``passed()`` was asked before."""
-
-    def __init__(self, seconds: float, action: Callable[[], None]) -> None:
-        self._action = action
-        self._lock = threading.Lock()
-        self._over = False
-        self._late = False
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _expire(self) -> None:
-        with self._lock:
-            if not self._over:
-                self._late = True
-                self._action()
-
-    def passed(self) -> bool:
-        """Whether the action was taken; afterwards it no longer will be."""
-        self._timer.cancel()
-        with self._lock:
-            self._over = True
-            return self._late
+        if answer is not None:
+            return answer, None
+        self.dead = True
+        return None, f"crashed ({self._child.end()})"

@@ -3,8 +3,7 @@
 After importing hoho2025 it writes ``{"ready": true}``, or ``{"error": reason}`` and ends. Then, per line
 ``{"request": [vertices, edges, true_vertices, true_edges], "timeout": seconds}``, it writes ``{"score": [3
 numbers]}`` or ``{"failure": reason}``. Floats cross as their shortest decimal form, which reads back to the
-same bits. It ends when its input does. Whatever libraries print goes to stderr: the pipe of the answers is
-moved off file descriptor 1.
+same bits. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -12,24 +11,18 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import signal
 from collections.abc import Callable
 
 import numpy as np
 
+from wireframe import child
 from wireframe.errors import one_line
 from wireframe.scoring import Score, hoho_score
 
 
 def main(scorer: Callable[..., Score] = hoho_score) -> None:
     """Serves requests until the input ends. ``scorer`` gets the four arrays of a request."""
-    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
+    requests, answers = child.pipes()
     try:
         import hoho2025.metric_helper  # noqa: F401
     except Exception as error:

@@ -6,17 +6,21 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wireframe.errors import SubmissionError, one_line
 from wireframe.files import atomic_write
-from wireframe.graph import Wireframe
+
+if TYPE_CHECKING:
+    from wireframe.graph import Wireframe
 
 # Two thousand scenes of 64 edges take some 10 MB.
 MAX_FILE_BYTES = 256 << 20
 # Far more than a house has; the metric's time grows with the square.
 MAX_PARTS = 10_000
+_NUMBER = (int, float)
 
 
 def write_submission(path: str | os.PathLike, predictions: Iterable[tuple[str, Wireframe]]) -> None:
@@ -63,23 +67,47 @@ def read_submission(path: str | os.PathLike) -> dict[str, Wireframe]:
     return found
 
 
+def answer_fault(vertices: Any, edges: Any) -> str | None:
+    """Why two values out of JSON are no wireframe that the metric can score; None where they are one."""
+    try:
+        _rows(vertices, "wf_vertices", 3, _NUMBER)
+        _rows(edges, "wf_edges", 2, int)
+    except ValueError as problem:
+        return str(problem)
+    if len(vertices) < 2 or not edges:
+        return "it takes two vertices and an edge"
+    # Beyond that float32 overflows; a comparison, for an integer without end is no float.
+    if not all(-3.4e38 <= value <= 3.4e38 for vertex in vertices for value in vertex):
+        return "a vertex is not finite"
+    for start, end in edges:
+        if start == end or not (0 <= start < len(vertices) and 0 <= end < len(vertices)):
+            return f"edge {one_line([start, end], 60)} does not join two of the {len(vertices)} vertices"
+    return None
+
+
 def _wireframe(entry: Mapping) -> Wireframe:
-    vertices = _table(entry, "wf_vertices", 3, (int, float), "numbers", np.float64)
-    edges = _table(entry, "wf_edges", 2, int, "whole numbers", np.int64)
+    # It imports torch, which nobody who only judges values needs.
+    from wireframe.graph import Wireframe
+
+    vertices = _array(_rows(entry.get("wf_vertices"), "wf_vertices", 3, _NUMBER), "wf_vertices", 3, np.float64)
+    edges = _array(_rows(entry.get("wf_edges"), "wf_edges", 2, int), "wf_edges", 2, np.int64)
     with np.errstate(over="ignore"):
         return Wireframe(vertices.astype(np.float32), edges)
 
 
-def _table(
-    entry: Mapping, name: str, width: int, kind: type | tuple[type, ...], called: str, dtype: type
-) -> np.ndarray:
-    rows = entry.get(name)
-    if not isinstance(rows, list) or len(rows) > MAX_PARTS:
-        raise ValueError(f"{name} must be a list of at most {MAX_PARTS} rows of {width} {called}")
-    for row in rows:
+def _rows(value: Any, name: str, width: int, kind: type | tuple[type, ...]) -> list:
+    """A value out of JSON that is a list of lists of so many numbers, or ValueError."""
+    called = f"rows of {width} {'whole numbers' if kind is int else 'numbers'}"
+    if not isinstance(value, list) or len(value) > MAX_PARTS:
+        raise ValueError(f"{name} must be a list of at most {MAX_PARTS} {called}")
+    for row in value:
         good = isinstance(row, list) and len(row) == width
-        if not good or not all(isinstance(value, kind) and not isinstance(value, bool) for value in row):
-            raise ValueError(f"{name} must hold rows of {width} {called}, not {one_line(repr(row), 60)}")
+        if not good or not all(isinstance(part, kind) and not isinstance(part, bool) for part in row):
+            raise ValueError(f"{name} must hold {called}, not {one_line(repr(row), 60)}")
+    return value
+
+
+def _array(rows: list, name: str, width: int, dtype: type) -> np.ndarray:
     try:
         return np.array(rows, dtype=dtype).reshape(-1, width)
     except OverflowError:

@@ -6,21 +6,18 @@ The harness starts ``python script.py`` in the folder of the submission, without
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import tempfile
-import time
+import queue
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from wireframe import child
 from wireframe.errors import ConfigError, MissingPackageError, ShardError, one_line
-from wireframe.shards import list_shards
 
 SUBMISSION = "submission.json"
 MAX_PARAMS_BYTES = 1 << 20
-# A process that is older was not started for this submission, or its clock is not ours.
-_OLDEST = 86400.0
 
 
 class Params(NamedTuple):
@@ -49,27 +46,29 @@ def read_params(file: Path) -> Params:
         raise ConfigError(f"{file}: not a JSON file ({one_line(problem)})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object of {', '.join(Params._fields)}")
-    found = {name: values.get(name) for name in Params._fields}
+    found = {name: values[name] for name in Params._fields if values.get(name) is not None}
     for name, value in found.items():
-        if name != "time_limit" and value is not None and not isinstance(value, str):
-            raise ConfigError(f"{file}: {name} must be a text, not {one_line(repr(value), 60)}")
-    if found["time_limit"] is not None:
-        found["time_limit"] = _seconds(file, found["time_limit"])
+        try:
+            found[name] = seconds(value) if name == "time_limit" else value
+            if name != "time_limit" and not isinstance(value, str):
+                raise ValueError("must be a text")
+        except ValueError as problem:
+            raise ConfigError(f"{file}: {name} {problem}, not {one_line(repr(value), 60)}") from None
     return Params(**found)
 
 
-def _seconds(file: Path, value: Any) -> float:
+def seconds(value: float | str) -> float:
+    """A time limit, out of JSON or of a command line. Raises ValueError."""
     try:
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool) and 0 < float(value) < 1e9:
+        if not isinstance(value, bool) and 0 < float(value) < 1e9:
             return float(value)
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, OverflowError):
         pass
-    raise ConfigError(f"{file}: time_limit must be seconds, not {one_line(repr(value), 60)}")
+    raise ValueError("must be seconds above 0")
 
 
-def default_data() -> Path:
-    """The folder ``data`` of the system's temporary directory."""
-    return Path(tempfile.gettempdir()) / "data"
+# argparse names the type of a bad value by this.
+seconds.__name__ = "number of seconds"
 
 
 def find_tars(data: Path) -> list[str]:
@@ -80,55 +79,49 @@ def find_tars(data: Path) -> list[str]:
     Raises:
         ShardError: there is none.
     """
+    from wireframe.shards import list_shards
+
     found = list_shards(data)
     if not data.is_dir():
         return found
-    groups = [
-        [tar for tar in found if any(fnmatch(part, pattern) for part in Path(tar).relative_to(data).parts)]
-        for pattern in ("*public*", "*private*")
-    ]
-    return list(dict.fromkeys(tar for group in groups for tar in group)) or found
+    parts = {tar: Path(tar).relative_to(data).parts for tar in found}
+    groups = [[t for t in found if any(fnmatch(p, like) for p in parts[t])] for like in ("*public*", "*private*")]
+    return list(dict.fromkeys(groups[0] + groups[1])) or found
 
 
-def download(dataset: str, data: Path) -> None:
-    """Fetches a dataset's tars from the hub into ``data``.
+def download(dataset: str, data: Path, limit: float) -> None:
+    """Fetches a dataset's tars from the hub into ``data``, as many as come within so many seconds.
 
     Raises:
         MissingPackageError: huggingface_hub is not installed. ShardError: the hub refuses or cannot be reached.
     """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise MissingPackageError(f"fetching {dataset} needs huggingface_hub: pip install huggingface-hub")
+    # The hub's client knows no deadline, and its threads outlive a call that is given up; a process can be ended.
+    client = child.Child(child.command(f"from {__name__} import fetch; fetch({dataset!r}, {str(data)!r})"))
+    try:
+        problem = client.receive(limit)
+    except queue.Empty:
+        problem = None
+    finally:
+        client.end()
+    if problem is not None:
+        raise ShardError(f"{dataset} cannot be fetched ({problem})")
+
+
+def fetch(dataset: str, data: str) -> None:
+    """What the process of ``download`` does; says why it could not."""
+    requests, answers = child.pipes()
+    child.end_with(requests)
     try:
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingPackageError(
-            f"there is no data at {data}, and fetching {dataset} needs huggingface_hub: pip install huggingface-hub"
-        ) from None
-    try:
+
         snapshot_download(dataset, repo_type="dataset", local_dir=data, allow_patterns=["*.tar", "*.tar.gz", "*.tgz"])
     except Exception as problem:  # The hub's client raises HTTP errors of several packages.
-        raise ShardError(f"there is no data at {data}, and {dataset} cannot be fetched ({one_line(problem)})") from None
-
-
-def has_tars(data: Path) -> bool:
-    """Whether a folder is there with a tar in it."""
-    try:
-        return bool(list_shards(data))
-    except ShardError:
-        return False
+        print(json.dumps(one_line(problem)), file=answers, flush=True)
 
 
 def output_file(output_path: str | None) -> Path:
     """The file that ``output_path`` means: itself where its name ends in .json, else submission.json in it."""
     folder = Path(output_path or ".")
     return folder if folder.suffix == ".json" and not folder.is_dir() else folder / SUBMISSION
-
-
-def process_started() -> float:
-    """The moment, of ``time.monotonic``, at which this process was started; now, where the system does not say."""
-    now = time.monotonic()
-    try:
-        # Field 22 of proc(5)'s stat: clock ticks since boot. Field 2, the name, may hold anything but ends in ")".
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return now
-    return now - age if 0 <= age < _OLDEST else now

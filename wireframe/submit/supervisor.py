@@ -4,12 +4,11 @@ The complete file of fall-backs is there before a model is loaded. A process of 
 which imports no torch, puts the answers into the file as they come, watches the clock, and replaces a process that
 crashed or hangs. The rules:
 
-- A scene that cannot be read, whose answer is not of the schema, that crashed the process or hung keeps the fall-back.
-- After a crash the scenes that were being worked on are tried again one by one, without the compiled module (same
-  bits): one that ends the process again keeps the fall-back.
-- When nothing was answered for ``patience`` seconds (less where scenes were quick so far, or where it is more than a
-  quarter of the time left), the scene whose turn it is hangs.
-- When the time is up the process is killed, and the file holds what there is. So it does after SIGTERM and Ctrl-C.
+- A scene that cannot be read, or whose answer is not of the schema, keeps the fall-back.
+- When the process crashes, or answers nothing for ``patience`` seconds, the scenes that it had begun are tried again
+  one by one; the one that brings this about again keeps the fall-back.
+- No tar may take more than a quarter of the time that is left to list its scenes, and no scene to be answered.
+- When the time is up the process is killed, and the file holds what there is.
 """
 
 from __future__ import annotations
@@ -17,41 +16,29 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wireframe.errors import ShardError, WireframeError
+from wireframe import child
+from wireframe.errors import Failure, ShardError, WireframeError
 from wireframe.submit.answers import Answers
-from wireframe.submit.process import Worker, command
 from wireframe.submit.tar_index import IndexedScene, index_tar
 
 PATIENCE = 60.0
-# Scenes take turns of some tenths of a second, so one that takes this long and five times the slowest so far hangs.
-_LEAST_PATIENCE, _SLOWER = 10.0, 5.0
-# Kept of the budget for the last write and the end of the processes: a tenth, at most so many seconds.
+WORKER = "from wireframe.submit.worker import main; main()"
+# Kept of the budget for the last write and the ends of the processes: a tenth, at most so many seconds.
 _MOST_RESERVE = 30.0
-_START_ATTEMPTS = 2
-
-
-class Unanswered(NamedTuple):
-    """A scene that kept the fall-back, and why."""
-
-    order_id: str
-    reason: str
+_MOST_FRUITLESS_STARTS = 2
 
 
 class Submitted(NamedTuple):
-    """scenes: entries of the file; failures: those with the fall-back; repeated: scenes whose order_id was there
-    before; damage: a line on each tar that cannot be read as a whole; stopped: SIGTERM came."""
+    """scenes: entries of the file; failures: those with the fall-back; damage: a line on each tar that cannot be read
+    as a whole."""
 
     scenes: int
-    failures: list[Unanswered]
-    repeated: int
+    failures: list[Failure]
     damage: list[str]
-    stopped: bool
 
 
 def submit(
@@ -70,8 +57,8 @@ def submit(
 ) -> Submitted:
     """Answers every scene of the tars into one JSON file of ``{order_id, wf_vertices, wf_edges}``.
 
-    Entries stand in the order of the tars. Where an order_id comes again, its first scene that can be answered counts.
-    Answers are those of ``wireframe predict``, bit for bit, whatever ``workers``.
+    Entries stand in the order of the tars. Where an order_id comes again, its first scene counts. Answers are those of
+    ``wireframe predict``, bit for bit, whatever ``workers``.
 
     Args:
         tars: files, plain or gzipped.
@@ -82,207 +69,131 @@ def submit(
         workers: threads that read ahead of the model.
         patience: seconds after which a scene hangs.
         progress: called with (scenes done, scenes) when a scene is done, in any manner.
-        start: how the predicting process is started; None as ``submit_process.command`` says.
+        start: how the predicting process is started, as ``child.Child`` takes it; None for ours.
 
     Raises:
         ShardError: no tar holds a scene. OSError: ``out`` cannot be written. WireframeError: the model cannot be
             loaded, or the predicting process does not start; the file of fall-backs is there.
     """
     started = time.monotonic() if started is None else started
-    run = _Run(started + budget - min(budget / 10, _MOST_RESERVE), patience, progress)
-    choice = {"model": _text(model), "config": _text(config), "threshold": threshold}
-    with _Termination() as termination:
-        try:
-            run.index(tars)
-            run.open(out)
-            run.predict(choice, workers, command() if start is None else start)
-        except _Terminated:
-            pass
-        finally:
-            termination.defer()
-            run.close(out)
-    if run.answers is None:
-        raise ShardError(run.damage[0] if run.damage else "there is no tar to read")
-    return run.result(termination.came)
-
-
-def _text(path: str | os.PathLike | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, wherever the main thread was; no ``except Exception`` holds it up."""
-
-
-class _Termination:
-    """SIGTERM raises ``_Terminated``, until ``defer``; in another thread than the main one it keeps its meaning."""
-
-    def __init__(self) -> None:
-        self.came, self._deferred, self._before = False, False, None
-
-    def __enter__(self) -> _Termination:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def defer(self) -> None:
-        """From now on it is only noted."""
-        self._deferred = True
-
-    def _take(self, *_: object) -> None:
-        self.came = True
-        if not self._deferred:
-            self._deferred = True
-            raise _Terminated
+    run = _Run(out, started + budget - min(budget / 10, _MOST_RESERVE), patience, progress)
+    choice = {"model": model and os.fspath(model), "config": config and os.fspath(config), "threshold": threshold}
+    try:
+        run.index(tars)
+        run.predict(choice, workers, start or child.command(WORKER))
+    finally:
+        run.answers.write()
+    return run.result()
 
 
 class _Run:
     """One submission: what is known of the tars, what was answered, what is left to do and until when."""
 
-    def __init__(self, deadline: float, patience: float, progress: Callable[[int, int], None] | None) -> None:
-        self.answers: Answers | None = None
-        self.damage: list[str] = []
-        self._scenes: list[IndexedScene] = []
-        self._reasons: dict[str, str] = {}
+    def __init__(
+        self, out: str | os.PathLike, deadline: float, patience: float, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.answers = Answers(out)
         self._deadline, self._patience, self._progress = deadline, patience, progress
-        # Numbers of scenes, in their order.
+        self._damage: list[str] = []
+        self._scenes: list[IndexedScene] = []
+        # Numbers of scenes: not done yet; of these, begun by this process, and begun by one that came to a bad end.
         self._pending: dict[int, None] = {}
+        self._begun: set[int] = set()
         self._suspects: set[int] = set()
-        self._compiled, self._failed_starts = True, 0
-        # Seconds: the slowest start of a process, the slowest scene.
-        self._start, self._slowest = 0.0, 0.0
+        self._reasons: dict[int, str] = {}
+        self._fruitless_starts = 0
 
     def index(self, tars: Sequence[str]) -> None:
+        """Lists the scenes, and writes their fall-backs on the way, too: a kill may come before the last tar."""
         for tar in tars:
-            try:
-                found = index_tar(tar)
-            except ShardError as problem:
-                self.damage.append(str(problem))
-                continue
-            self._scenes += found.scenes
-            if found.problem is not None:
-                self.damage.append(found.problem)
-
-    def open(self, out: str | os.PathLike) -> None:
-        """Writes the fall-back for every scene found."""
-        if self._scenes:
-            self.answers = Answers(out, (scene.order_id for scene in self._scenes))
-            self.answers.write()
-
-    def close(self, out: str | os.PathLike) -> None:
-        if self.answers is None:
-            # Interrupted in the first pass: the scenes found so far get their fall-back.
-            self.open(out)
-        else:
-            self.answers.write()
-
-    def result(self, stopped: bool) -> Submitted:
-        late = "stopped by SIGTERM" if stopped else "no time was left for it"
-        ids = dict.fromkeys(scene.order_id for scene in self._scenes)
-        failures = [Unanswered(i, self._reasons.get(i, late)) for i in ids if not self.answers.has(i)]
-        return Submitted(len(ids), failures, len(self._scenes) - len(ids), self.damage, stopped)
+            for scene in index_tar(tar, self._damage, time.monotonic() + self._quarter()):
+                if scene.order_id not in self.answers:
+                    self.answers.add(scene.order_id)
+                    self._scenes.append(scene)
+                    self._write_if_due()
+        self.answers.write()
+        if not self._scenes:
+            raise ShardError(self._damage[0] if self._damage else "the tars hold no scene")
+        self._pending = dict.fromkeys(range(len(self._scenes)))
 
     def predict(self, choice: dict, workers: int, start: list[str]) -> None:
-        """Works through the scenes, then through the other scenes of ids that are still without an answer."""
-        first: dict[str, int] = {}
-        for number, scene in enumerate(self._scenes):
-            first.setdefault(scene.order_id, number)
-        again = [number for number, scene in enumerate(self._scenes) if first[scene.order_id] != number]
-        for numbers in (list(first.values()), again):
-            self._pending = {n: None for n in numbers if not self.answers.has(self._scenes[n].order_id)}
-            while self._pending and time.monotonic() < self._deadline:
-                careful = [number for number in self._pending if number in self._suspects]
-                how = {"workers": 1 if careful else workers, "compiled": self._compiled and not careful}
-                self._attend(careful or list(self._pending), {**choice, **how}, start)
+        while self._pending and time.monotonic() < self._deadline:
+            alone = [number for number in self._pending if number in self._suspects]
+            scenes = [(number, self._scenes[number]) for number in alone or self._pending]
+            problem = self._attend({**choice, "workers": 1 if alone else workers, "scenes": scenes}, start)
+            if problem is None:
+                continue
+            suspects = self._begun & self._pending.keys()
+            if not suspects:
+                self._fruitless_starts += 1
+                if self._fruitless_starts == _MOST_FRUITLESS_STARTS:
+                    raise WireframeError(f"the predicting process does not come to a scene: {problem}")
+            elif alone:
+                self._done(suspects.pop(), problem)
+            else:
+                self._suspects = suspects
 
-    def _attend(self, numbers: list[int], job: dict, start: list[str]) -> None:
-        """One predicting process, from its start to its end of whatever kind."""
-        scenes = [(number, self._scenes[number]) for number in numbers]
-        worker = Worker({**job, "seconds": self._deadline - time.monotonic(), "scenes": scenes}, start)
-        begun: dict[int, None] = {}
-        ready, warm, last = False, False, time.monotonic()
+    def result(self) -> Submitted:
+        reasons = {**self._reasons, **dict.fromkeys(self._pending, "no time was left for it")}
+        failures = [Failure(self._scenes[number].order_id, reasons[number]) for number in sorted(reasons)]
+        return Submitted(len(self._scenes), failures, self._damage)
+
+    def _attend(self, job: dict, start: list[str]) -> str | None:
+        """One predicting process; what was wrong, where it ended neither with its scenes nor with the time."""
+        self._begun = set()
+        patience, limit = 0.0, self._deadline
+        try:
+            worker = child.Child(
+                # Threads of the model that wait must sleep, not spin on a core that a reader, or anybody, needs.
+                start, {"OMP_WAIT_POLICY": "passive", **os.environ}, {**job, "seconds": limit - time.monotonic()}
+            )  # fmt: skip
+        except OSError as problem:
+            raise WireframeError(f"the predicting process cannot be started: {problem.strerror}") from None
         try:
             while (now := time.monotonic()) < self._deadline:
-                self._write_if(now)
-                limit = last + self._limit(now, warm) if ready else self._deadline
+                self._write_if_due()
                 if now >= limit:
-                    self._done(self._turn(numbers), reason=f"not done after {now - last:.0f} seconds")
-                    return
+                    return f"no answer in {patience:.1f} seconds"
                 try:
-                    event = worker.event(min(limit, self._deadline, self.answers.due()) - now)
+                    event = worker.receive(min(limit, self._deadline, self.answers.due()) - now)
                 except queue.Empty:
                     continue
                 if event is None:
-                    self._crashed(worker.end(), numbers, begun, ready, last_try=not job["compiled"])
-                    return
-                if "end" in event:
-                    return
-                if "fatal" in event:
-                    raise WireframeError(event["fatal"])
+                    left = any(number in self._pending for number, _ in job["scenes"])
+                    return f"the process ended ({worker.end()})" if left else None
                 if "begun" in event:
-                    begun[event["begun"]] = None
+                    self._begun.add(event["begun"])
                     continue
-                passed = time.monotonic() - last
-                if "ready" in event:
-                    ready, self._start = True, max(self._start, passed)
-                else:
-                    # What a first call sets up is no measure of a scene.
-                    self._slowest, warm = max(self._slowest, passed if warm else 0.0), True
-                    self._take(event)
-                last = time.monotonic()
+                self._take(event)
+                patience = min(self._patience, self._quarter())
+                limit = time.monotonic() + patience
+            return None
         finally:
             worker.end()
 
-    def _limit(self, now: float, warm: bool) -> float:
-        """For how many seconds nothing may be answered, by a process that has answered (warm) or has not yet."""
-        slow = _SLOWER * self._slowest
-        quick = max(_LEAST_PATIENCE, slow) if warm else self._patience
-        # With less time left than another process takes to start, waiting is the better chance.
-        share = max((self._deadline - now) / 4, 2 * self._start, slow)
-        return min(quick, self._patience, share)
-
-    def _turn(self, numbers: list[int]) -> int:
-        return next(number for number in numbers if number in self._pending)
-
     def _take(self, event: dict) -> None:
-        self._failed_starts = 0
-        if "failure" in event:
-            self._done(event["failure"], reason=event["reason"])
-            return
-        number = event["answer"]
-        problem = self.answers.give(self._scenes[number].order_id, event["vertices"], event["edges"])
-        self._done(number, reason=problem)
+        if "fatal" in event:
+            raise WireframeError(event["fatal"])
+        if "answer" in event:
+            order_id = self._scenes[event["answer"]].order_id
+            self._done(event["answer"], self.answers.give(order_id, event["vertices"], event["edges"]))
+        elif "failure" in event:
+            self._done(event["failure"], event["reason"])
 
     def _done(self, number: int, reason: str | None) -> None:
         self._pending.pop(number, None)
         self._suspects.discard(number)
+        self._fruitless_starts = 0
         if reason is not None:
-            self._reasons[self._scenes[number].order_id] = reason
+            self._reasons[number] = reason
         if self._progress is not None:
-            self._progress(len(self.answers) - len(self._pending), len(self.answers))
+            self._progress(len(self._scenes) - len(self._pending), len(self._scenes))
 
-    def _crashed(self, how: str, numbers: list[int], begun: dict[int, None], ready: bool, last_try: bool) -> None:
-        if how == f"signal {signal.SIGILL.value}":
-            self._compiled = False
-        if not ready:
-            self._failed_starts += 1
-            if self._failed_starts >= _START_ATTEMPTS:
-                raise WireframeError(f"the predicting process ended before it had loaded the model ({how})")
-            return
-        left = [number for number in numbers if number in self._pending]
-        suspects = [number for number in left if number in begun] or left[:1]
-        if last_try and suspects:
-            # They were tried one by one, so this is the one.
-            self._done(suspects[0], reason=f"it ended the process that worked on it ({how})")
-        else:
-            self._suspects.update(suspects)
+    def _quarter(self) -> float:
+        return (self._deadline - time.monotonic()) / 4
 
-    def _write_if(self, now: float) -> None:
-        if now >= self.answers.due():
+    def _write_if_due(self) -> None:
+        if time.monotonic() >= self.answers.due():
             # The disk may have room again by the next time; the last write says what is wrong.
             with contextlib.suppress(OSError):
                 self.answers.write()
