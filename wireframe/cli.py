@@ -86,7 +86,9 @@ def _synth_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start", type=non_negative, default=0, help="index of the first scene (default 0)")
     command.add_argument("--seed", type=non_negative, default=0)
     command.add_argument("--size", type=size, help="label maps, default 768x576")
-    command.add_argument("--preset", choices=("default", "training"), default="default", help="training: small, fast")
+    presets = ("default", "training", "real")
+    help = "training: small, fast; real: as hard as the challenge's scenes (default: default)"
+    command.add_argument("--preset", choices=presets, default="default", help=help)
     command.add_argument("--shard-size", type=positive, default=100, help="scenes a tar (default 100)")
     command.add_argument("--set", action="append", default=[], metavar="key=value", help="a setting of SynthConfig")
     add_workers(command)
@@ -96,8 +98,8 @@ def _synth(arguments: argparse.Namespace) -> int:
     from wireframe.synth import SynthConfig, write_shards
 
     changes = dict(zip(("width", "height"), arguments.size or ()))
-    preset = SynthConfig.training() if arguments.preset == "training" else SynthConfig()
-    config = preset.changed(arguments.set, **changes)
+    presets = {"default": SynthConfig, "training": SynthConfig.training, "real": SynthConfig.real}
+    config = presets[arguments.preset]().changed(arguments.set, **changes)
     paths = write_shards(
         arguments.out,
         seed=arguments.seed,

@@ -9,12 +9,18 @@ import numpy as np
 
 from wireframe.classes import EDGE_ID, EDGE_NAMES, GESTALT_ID
 from wireframe.errors import ConfigError
-from wireframe.synth import shapes
+from wireframe.synth import additions, shapes
 from wireframe.synth.config import SynthConfig
+from wireframe.synth.gables import many_gables
 from wireframe.synth.panels import Panel, Place, roof_panels, wall_panels
 from wireframe.synth.roofs import Roof
 
 _ATTEMPTS = 200
+# Quarter turns that bring the sides of the largest a and of the largest b to where a garage is put.
+_FAR_A, _FAR_B = 2, 1
+# What a sampled row can hold: scenes of more edges are left out of training.
+MAX_EDGES = 64
+_SHAPES = {**shapes.SHAPES, "many_gables": many_gables}
 _SIDINGS = ("horizontal_siding", "vertical_siding", "brick", "concrete", "other_wall")
 
 
@@ -50,7 +56,7 @@ def make_building(rng: np.random.Generator, config: SynthConfig = SynthConfig())
     kind = config.roof_types[int(rng.choice(len(weights), p=weights / weights.sum()))]
     for _ in range(_ATTEMPTS):
         building = _draw(rng, config, kind)
-        if _nearest_pair(building.vertices) >= config.min_vertex_distance:
+        if len(building.edges) <= MAX_EDGES and _nearest_pair(building.vertices) >= config.min_vertex_distance:
             return building
     raise ConfigError(f"no {kind} roof keeps min_vertex_distance = {config.min_vertex_distance} m: lower it")
 
@@ -58,14 +64,19 @@ def make_building(rng: np.random.Generator, config: SynthConfig = SynthConfig())
 def _draw(rng: np.random.Generator, config: SynthConfig, kind: str) -> Building:
     eave = float(rng.uniform(5.0, 6.0) if rng.random() < config.two_storey_prob else rng.uniform(2.7, 3.3))
     overhang = float(rng.uniform(0.25, 0.5))
-    main = shapes.SHAPES[kind](rng, config, eave, overhang)
+    main = _SHAPES[kind](rng, config, eave, overhang)
     roofs = [main]
     wants_garage, wants_porch = rng.random() < config.garage_prob, rng.random() < config.porch_prob
     if wants_garage and eave > 4.5:
         roofs.append(shapes.garage(rng, main, eave, overhang))
     if wants_porch and min(p[1] for p in main.footprint) > 0:
         roofs.append(shapes.porch(rng, main, eave, overhang))
+    if config.annexes_range[1]:
+        roofs += _annexes(rng, main, eave, overhang, config)
     roofs = [roof for roof in roofs if roof is not None]
+    dormers: list[additions.Dormer] = []
+    if config.dormers_range[1]:
+        dormers = _dormers(rng, main, roofs[1:], config)
     place = _draw_place(rng, main)
     siding = _SIDINGS[int(rng.integers(len(_SIDINGS)))]
     panels: list[Panel] = []
@@ -75,7 +86,36 @@ def _draw(rng: np.random.Generator, config: SynthConfig, kind: str) -> Building:
         more, lines = wall_panels(rng, roof, place, siding, is_main=number == 0)
         panels += more
         feet += lines
-    return _assemble(kind, roofs, place, panels, feet)
+    for found in dormers:
+        panels += additions.dormer_panels(found, place, siding)
+    return _assemble(kind, [*roofs, *(found.roof for found in dormers)], place, panels, feet)
+
+
+def _annexes(rng: np.random.Generator, main: Roof, eave: float, overhang: float,
+             config: SynthConfig) -> list[Roof | None]:
+    """Annexes on two sides of the house, which neither the garage (0) nor the porch (the side b = 0) takes."""
+    number = int(rng.integers(config.annexes_range[0], config.annexes_range[1] + 1))
+    sides = rng.permutation([_FAR_A, _FAR_B])[:number]
+    if eave < 4.5:
+        return []
+    return [additions.annex(rng, main, eave, overhang, int(side)) for side in sides]
+
+
+def _dormers(rng: np.random.Generator, main: Roof, others: list[Roof],
+             config: SynthConfig) -> list[additions.Dormer]:
+    low, high = config.dormers_range
+    found: list[additions.Dormer] = []
+    for _ in range(int(rng.integers(low, high + 1))):
+        more = additions.dormer(rng, main, [*others, *(one.roof for one in found)], config.min_vertex_distance)
+        if more is not None and not any(_overlap(more.roof, one.roof) for one in found):
+            found.append(more)
+    return found
+
+
+def _overlap(p: Roof, q: Roof) -> bool:
+    """Whether the boxes around two roofs overlap in the plan."""
+    (a, b) = (np.array([(point[0], point[2]) for point in roof.points]) for roof in (p, q))
+    return bool((np.maximum(a.min(axis=0), b.min(axis=0)) < np.minimum(a.max(axis=0), b.max(axis=0))).all())
 
 
 def _draw_place(rng: np.random.Generator, main: Roof) -> Place:

@@ -47,8 +47,11 @@ def draw_cameras(rng: np.random.Generator, building: Building, count: int,
     """``count`` cameras on a ring around the house, some at eye level and some lifted, all looking at it."""
     cameras = []
     start = float(rng.uniform(0, 2 * math.pi))
+    ring = 2 * math.pi
+    if config.ring_range != (1.0, 1.0):
+        ring *= float(rng.uniform(*config.ring_range))
     for number in range(count):
-        azimuth = start + 2 * math.pi * (number + float(rng.uniform(-0.3, 0.3))) / count
+        azimuth = start + ring * (number + float(rng.uniform(-0.3, 0.3))) / count
         focal = float(rng.uniform(*config.focal_range))
         eye = rng.random() < config.eye_level_share
         height = float(rng.uniform(1.5, 2.0) if eye else rng.uniform(*config.lifted_height_range))

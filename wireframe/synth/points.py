@@ -12,6 +12,7 @@ from wireframe.classes import GESTALT_ID
 from wireframe.synth.building import Building
 from wireframe.synth.cameras import Camera
 from wireframe.synth.config import SynthConfig
+from wireframe.synth.patches import add_tails, backdrop, thin
 from wireframe.synth.render import Maps
 
 # More candidates than points, for some are seen by one view only or hidden by their noise; scenes with few
@@ -34,12 +35,16 @@ class PointCloud:
 
 
 def draw_points(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps], building: Building,
-                config: SynthConfig) -> PointCloud:
-    """About ``config.colmap_points`` points, at most that many, each with the views that see it."""
+                config: SynthConfig, cells: int = 0) -> PointCloud:
+    """About ``config.colmap_points`` points, at most that many, each with the views that see it.
+
+    Args:
+        cells: what keys the cells of the world that hold many points, few or none.
+    """
     rounds, missing, yielded = [], config.colmap_points, 1 / _SURPLUS
     for _ in range(_ROUNDS):
         candidates = int(min(missing / yielded * 1.05, 4 * config.colmap_points)) + 1
-        rounds.append(_draw_round(rng, cameras, maps, building, candidates, config))
+        rounds.append(_draw_round(rng, cameras, maps, building, candidates, config, cells))
         found = rounds[-1][0].shape[0]
         missing, yielded = missing - found, max(found / candidates, 0.05)
         if missing <= 0:
@@ -58,16 +63,27 @@ def draw_points(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps
 
 
 def _draw_round(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps], building: Building,
-                count: int, config: SynthConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+                count: int, config: SynthConfig, cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """xyz, colours, seen and uv of those of ``count`` candidates that two views see."""
     parts = [_sample_view(rng, camera, view, -(-count // len(cameras)), config)
              for camera, view in zip(cameras, maps)]
     parts.append(_sample_corners(rng, building, int(count * config.colmap_corner_share)))
     xyz, color = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    if config.colmap_hole_share or config.colmap_clump_sigma:
+        kept = thin(rng, xyz, cells, config)
+        xyz, color = xyz[kept], color[kept]
+    surface = len(xyz)
+    if config.colmap_backdrop_share:
+        far = backdrop(rng, building, int(surface * config.colmap_backdrop_share))
+        xyz, color = np.concatenate([xyz, far[0]]), np.concatenate([color, far[1]])
     xyz = xyz + config.colmap_sigma * rng.standard_normal(xyz.shape)
     stray = rng.random(len(xyz)) < config.colmap_outlier_share
     xyz[stray] = building.centre + building.radius * rng.standard_normal((int(stray.sum()), 3))
-    seen, uv = _tracks(rng, cameras, maps, xyz, stray, config)
+    is_far = np.arange(len(xyz)) >= surface
+    seen, uv = _tracks(rng, cameras, maps, xyz, stray, is_far, config)
+    if config.colmap_tail_share:
+        # Only now: the views saw the point on its surface, the error came with its depth.
+        xyz = add_tails(rng, xyz, config)
     kept = np.flatnonzero(seen.sum(axis=0) >= 2)
     return xyz[kept], color[kept], seen[:, kept], uv[:, kept]
 
@@ -99,7 +115,7 @@ def _sample_corners(rng: np.random.Generator, building: Building, count: int) ->
 
 
 def _tracks(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps], xyz: np.ndarray,
-            stray: np.ndarray, config: SynthConfig) -> tuple[np.ndarray, np.ndarray]:
+            stray: np.ndarray, is_far: np.ndarray, config: SynthConfig) -> tuple[np.ndarray, np.ndarray]:
     """Which views see which points (bool [views, P]) and where (float64 [views, P, 2])."""
     seen = np.zeros((len(cameras), len(xyz)), dtype=bool)
     uv = np.zeros((len(cameras), len(xyz), 2))
@@ -111,7 +127,9 @@ def _tracks(rng: np.random.Generator, cameras: list[Camera], maps: list[Maps], x
         surface = view.depth[row, col]
         near = np.abs(z - surface) < 0.15 + 4 * config.colmap_sigma + 0.01 * z
         # A wrong match hangs anywhere: strays are taken as seen wherever they project.
-        seen[k] = framed & (near | stray)
+        # What stands behind the scene is seen through the sky, and before the far ground.
+        free = is_far & ((surface == 0) | (z < surface))
+        seen[k] = framed & (near | stray | free)
         uv[k, :, 0], uv[k, :, 1] = np.where(framed, u, 0), np.where(framed, v, 0)
     dropped = rng.random(seen.shape) < config.track_drop_prob
     thinned = seen & ~dropped

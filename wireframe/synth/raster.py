@@ -6,12 +6,29 @@ one affine map over its bounding box.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from wireframe.synth.cameras import Camera
 
 _NEAR = 0.2
 EMPTY = -1
+
+
+class _Projected(NamedTuple):
+    """P polygons of n corners in the image: corners ``u``, ``v`` and sides ``along``, ``across`` [P, n], turned so that
+    the inside is on one side; ``affine`` [P, 3] inverse depth; ``boxes`` [P, 4] u0, u1, v0, v1; ``drawn`` bool [P],
+    False for one that covers no pixel."""
+
+    u: np.ndarray
+    v: np.ndarray
+    along: np.ndarray
+    across: np.ndarray
+    affine: np.ndarray
+    boxes: np.ndarray
+    drawn: np.ndarray
 
 
 class Raster:
@@ -31,23 +48,64 @@ class Raster:
         other.ident[:] = self.ident
         return other
 
+    def farthest_near(self) -> np.ndarray:
+        """float32 [H, W]: the smallest inverse depth in the 3 x 3 pixels around each, inside the image."""
+        rows = self.inverse_z.copy()
+        np.minimum(rows[1:], self.inverse_z[:-1], out=rows[1:])
+        np.minimum(rows[:-1], self.inverse_z[1:], out=rows[:-1])
+        both = rows.copy()
+        np.minimum(both[:, 1:], rows[:, :-1], out=both[:, 1:])
+        np.minimum(both[:, :-1], rows[:, 1:], out=both[:, :-1])
+        return both
+
     def polygon(self, points: np.ndarray, ident: int) -> None:
         """Draws a convex planar polygon, world [n, 3]."""
-        camera_points = _clip_near(self.camera.to_camera(points))
-        if len(camera_points) < 3:
+        self.polygons([points], ident)
+
+    def polygons(self, rings: Sequence[np.ndarray], first: int) -> None:
+        """Draws convex planar polygons, world [n, 3] each, as ``first``, ``first`` + 1, ...; of equally near ones the
+        first is kept."""
+        if not rings:
             return
-        affine = self._affine(camera_points)
+        inside = self.camera.to_camera(np.concatenate(rings))
+        ends = np.cumsum([len(ring) for ring in rings])
+        clipped = [_clip_near(ring) for ring in np.split(inside, ends[:-1])]
+        shapes: dict[int, _Projected] = {}
+        for count in sorted({len(ring) for ring in clipped if len(ring) >= 3}):
+            shapes[count] = self._project(np.stack([ring for ring in clipped if len(ring) == count]))
+        place = dict.fromkeys(shapes, 0)
+        for ident, ring in enumerate(clipped, first):
+            if len(ring) in shapes:
+                found, k = shapes[len(ring)], place[len(ring)]
+                place[len(ring)] += 1
+                self._draw(found, k, ident)
+
+    def _project(self, points: np.ndarray) -> _Projected:
+        """What drawing needs of P polygons of n corners, camera [P, n, 3]."""
         K = self.camera.K.astype(np.float64)
-        u = K[0, 0] * (camera_points[:, 0] / camera_points[:, 2]) + K[0, 2]
-        v = K[1, 1] * (camera_points[:, 1] / camera_points[:, 2]) + K[1, 2]
-        box = self._box(u.min(), u.max(), v.min(), v.max())
-        if affine is None or box is None:
+        u = K[0, 0] * (points[..., 0] / points[..., 2]) + K[0, 2]
+        v = K[1, 1] * (points[..., 1] / points[..., 2]) + K[1, 2]
+        after = np.concatenate([points[:, 1:], points[:, :1]], axis=1)
+        gap, total = points - after, points + after
+        normal = np.stack([(gap[..., (k + 1) % 3] * total[..., (k + 2) % 3]).sum(axis=1) for k in range(3)], axis=1)
+        distance = (normal * points.mean(axis=1)).sum(axis=1)
+        # Seen exactly edge-on, a polygon covers no pixel.
+        flat = np.abs(distance) < 1e-9
+        affine = np.stack(self._plane_affine(normal.T, np.where(flat, 1.0, distance)), axis=1)
+        u1, v1 = (np.concatenate([x[:, 1:], x[:, :1]], axis=1) for x in (u, v))
+        area = (u * v1 - u1 * v).sum(axis=1)
+        turn = np.where(area > 0, 1.0, -1.0)[:, None]
+        boxes = np.stack([u.min(axis=1), u.max(axis=1), v.min(axis=1), v.max(axis=1)], axis=1)
+        drawn = ~flat & (np.abs(area) >= 1e-9)
+        return _Projected(u, v, turn * (u1 - u), turn * (v1 - v), affine, boxes, drawn)
+
+    def _draw(self, found: _Projected, k: int, ident: int) -> None:
+        box = self._box(*found.boxes[k]) if found.drawn[k] else None
+        if box is None:
             return
         rows, cols = box
-        covered = _covered(u, v, self._u[cols], self._v[rows])
-        if covered is None:
-            return
-        self._keep(rows, cols, covered, self._inverse(affine, rows, cols), ident)
+        covered = _covered(found.u[k], found.v[k], found.along[k], found.across[k], self._u[cols], self._v[rows])
+        self._keep(rows, cols, covered, self._inverse(found.affine[k], rows, cols), ident)
 
     def ground(self, far: float, ident: int) -> None:
         """Draws the plane y = 0 out to depth ``far``."""
@@ -104,18 +162,8 @@ class Raster:
             return None
         return slice(top, bottom + 1), slice(left, right + 1)
 
-    def _affine(self, points: np.ndarray) -> tuple[float, float, float] | None:
-        after = np.concatenate([points[1:], points[:1]])
-        gap, total = points - after, points + after
-        normal = np.array([(gap[:, (k + 1) % 3] * total[:, (k + 2) % 3]).sum() for k in range(3)])
-        distance = float((normal * points.mean(axis=0)).sum())
-        # Seen exactly edge-on, a polygon covers no pixel.
-        if abs(distance) < 1e-9:
-            return None
-        return self._plane_affine(normal, distance)
-
-    def _plane_affine(self, normal: np.ndarray, distance: float) -> tuple[float, float, float]:
-        """(g_u, g_v, g_0) with 1 / z = g_u u + g_v v + g_0 on the plane normal . X = distance."""
+    def _plane_affine(self, normal: np.ndarray, distance: np.ndarray | float) -> tuple:
+        """(g_u, g_v, g_0) with 1 / z = g_u u + g_v v + g_0 on the planes normal [3, ...] . X = distance [...]."""
         K = self.camera.K.astype(np.float64)
         gu, gv = normal[0] / (K[0, 0] * distance), normal[1] / (K[1, 1] * distance)
         return gu, gv, normal[2] / distance - gu * K[0, 2] - gv * K[1, 2]
@@ -134,16 +182,20 @@ def _clip_near(points: np.ndarray) -> np.ndarray:
     return np.array(kept).reshape(-1, 3)
 
 
-def _covered(u: np.ndarray, v: np.ndarray, cols: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
-    """Pixels [rows, cols] on or inside a convex polygon with image corners (u, v) [n]; None for zero area."""
-    u1, v1 = np.roll(u, -1), np.roll(v, -1)
-    area = (u * v1 - u1 * v).sum()
-    if abs(area) < 1e-9:
-        return None
-    turn = 1.0 if area > 0 else -1.0
-    covered = None
-    for a0, b0, a1, b1 in zip(u, v, u1, v1):
-        along, across = turn * (a1 - a0), turn * (b1 - b0)
-        side = (along * (rows - b0))[:, None] >= (across * (cols - a0))[None, :]
-        covered = side if covered is None else covered & side
-    return covered
+def _covered(u: np.ndarray, v: np.ndarray, along: np.ndarray, across: np.ndarray, cols: np.ndarray,
+             rows: np.ndarray) -> np.ndarray:
+    """Pixels [rows, cols] on or inside a convex polygon with image corners (u, v) and sides (along, across), all [n].
+
+    A row's pixels on the inner side of an edge, along (row - v) >= across (col - u), are those up to a column or from
+    one on: the products on the right are sorted, rounded or not. So one search an edge finds the spans of all rows.
+    """
+    first = np.zeros(len(rows), dtype=np.int64)
+    last = np.full(len(rows), len(cols), dtype=np.int64)
+    for a0, b0, da, db in zip(u, v, along, across):
+        bound, products = da * (rows - b0), db * (cols - a0)
+        if db >= 0:
+            np.minimum(last, products.searchsorted(bound, "right"), out=last)
+        else:
+            np.maximum(first, len(cols) - products[::-1].searchsorted(bound, "right"), out=first)
+    column = np.arange(len(cols))
+    return (column >= first[:, None]) & (column < last[:, None])

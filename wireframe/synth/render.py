@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from wireframe.classes import ADE_ID, GESTALT_ID
-from wireframe.synth.building import Building, edge_gestalt
+from wireframe.synth.building import Building
 from wireframe.synth.cameras import Camera
 from wireframe.synth.config import SynthConfig
-from wireframe.synth.raster import Raster
+from wireframe.synth.mistakes import Mistakes, paint_patches, shifted
+from wireframe.synth.raster import EMPTY, Raster
 from wireframe.synth.surroundings import Surroundings
 
 # A stroke is seen where no surface of the house lies nearer than this (relative, metres).
@@ -29,34 +32,35 @@ class Maps:
 
 
 def render(camera: Camera, building: Building, around: Surroundings, config: SynthConfig,
-           dropped: tuple[np.ndarray, np.ndarray]) -> Maps:
-    """Renders one view.
-
-    Args:
-        dropped: bool [E], bool [V]: the edges and corners that this view's gestalt map misses.
-    """
+           mistakes: Mistakes) -> Maps:
+    """Renders one view with the mistakes of its label maps."""
     house = Raster(camera, config.width, config.height)
-    for number, panel in enumerate(building.panels):
-        house.polygon(panel.points, number)
+    house.polygons([panel.points for panel in building.panels], 0)
     full = house.copy()
     first = len(building.panels)
     others = [panel.ade for panel in around.panels] + [blob.ade for blob in around.blobs]
-    for number, panel in enumerate(around.panels):
-        full.polygon(panel.points, first + number)
+    full.polygons([panel.points for panel in around.panels], first)
     for number, blob in enumerate(around.blobs):
         full.ellipsoid(blob.centre, blob.radii, first + len(around.panels) + number)
     full.ground(4 * config.depth_far, first + len(others))
-    # The last entry is index EMPTY = -1.
+    # The last entry is that of EMPTY = -1.
     known = [panel.ade for panel in building.panels] + others
     ade = np.array([*known, around.ground_ade, ADE_ID["sky"]], dtype=np.uint8)
-    gestalt = _gestalt(house, camera, building, config, dropped)
+    gestalt = _gestalt(house, camera, building, config, mistakes)
     depth = np.zeros_like(full.inverse_z)
     np.divide(np.float32(1), full.inverse_z, out=depth, where=full.inverse_z > 0)
-    return Maps(ade[full.ident], gestalt, depth, (full.ident >= 0) & (full.ident < first))
+    seen_house = (full.ident >= 0) & (full.ident < first)
+    if mistakes.house_class is not None:
+        ade[:first] = mistakes.house_class
+    named = shifted(ade[full.ident], mistakes.ade_shift)
+    paint_patches(named, seen_house, mistakes.ade_patches)
+    return Maps(named, gestalt, depth, seen_house)
 
 
 def _gestalt(house: Raster, camera: Camera, building: Building, config: SynthConfig,
-             dropped: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+             mistakes: Mistakes) -> np.ndarray:
+    if mistakes.blank:
+        return np.full(house.ident.shape, GESTALT_ID["unclassified"], dtype=np.uint8)
     table = []
     for panel in building.panels:
         facing = ((camera.centre - panel.points[0]) * panel.normal).sum() > 0
@@ -64,51 +68,87 @@ def _gestalt(house: Raster, camera: Camera, building: Building, config: SynthCon
     table.append(GESTALT_ID["unclassified"])
     image = np.array(table, dtype=np.uint8)[house.ident]
     width = max(1.0, config.pixels(config.stroke_px))
+    behind = house.farthest_near()
     for line in building.ground_lines:
-        _stroke(image, house, line, width / 2, GESTALT_ID["ground_line"])
+        _stroke(image, camera, behind, line, width / 2, GESTALT_ID["ground_line"])
     ends = building.vertices[building.edges]
     # Far strokes first, so that a near one crosses over them.
     depth = camera.to_camera(ends.mean(axis=1))[:, 2]
     for k in np.argsort(-depth, kind="stable"):
-        if not dropped[0][k]:
-            _stroke(image, house, ends[k], width, edge_gestalt(int(building.edge_classes[k])))
-    corners = np.flatnonzero(~dropped[1])
-    _discs(image, house, building.vertices[corners], building.vertex_classes[corners],
-           max(1.0, config.pixels(config.corner_px)))
+        if not mistakes.missed_strokes[k]:
+            _stroke(image, camera, behind, ends[k], width, int(mistakes.stroke_classes[k]),
+                    mistakes.stroke_shifts[k], mistakes.gaps[k])
+    corners = np.flatnonzero(~mistakes.missed_corners)
+    radius = max(1.0, config.pixels(config.corner_px))
+    _discs(image, camera, behind, building.vertices[corners], mistakes.corner_classes[corners],
+           radius, mistakes.corner_shifts[corners])
+    _paint_false(image, house.ident, mistakes, width, radius)
     return image
 
 
-def visible(house: Raster, u: np.ndarray, v: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """bool [n]: whether the house leaves a point at (u, v), depth z free somewhere in a 3 x 3 window."""
-    height, width = house.inverse_z.shape
+def _paint_false(image: np.ndarray, house: np.ndarray, mistakes: Mistakes, width: float, radius: float) -> None:
+    """Strokes and corners that are not there, on the house [H, W] (ident, EMPTY elsewhere)."""
+    pixels = np.flatnonzero(house != EMPTY)
+    if not len(pixels):
+        return
+    for place, angle, length, kind in mistakes.false_strokes:
+        row, col = divmod(int(pixels[int(place * len(pixels))]), image.shape[1])
+        half = length / 2 * math.cos(angle), length / 2 * math.sin(angle)
+        ends = (col - half[0], row - half[1]), (col + half[0], row + half[1])
+        _paint_line(image, *ends, width, int(kind), lambda share: np.ones(len(share), dtype=bool))
+    for place, kind in mistakes.false_corners:
+        row, col = divmod(int(pixels[int(place * len(pixels))]), image.shape[1])
+        _paint_disc(image, float(col), float(row), radius, int(kind))
+
+
+def visible(behind: np.ndarray, u: np.ndarray, v: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """bool [n]: whether the house leaves a point at (u, v), depth z free somewhere in a 3 x 3 window.
+
+    ``behind`` [H, W] is ``Raster.farthest_near`` of the house.
+    """
+    height, width = behind.shape
     column, row = np.rint(u), np.rint(v)
     framed = (z > 0.2) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     column, row = np.where(framed, column, 0).astype(np.int64), np.where(framed, row, 0).astype(np.int64)
     nearest = 1.0 / np.maximum(z * (1 - _TOLERANCE[0]) - _TOLERANCE[1], 0.05)
-    seen = np.zeros(len(u), dtype=bool)
-    for dv in (-1, 0, 1):
-        for du in (-1, 0, 1):
-            at = house.inverse_z[np.clip(row + dv, 0, height - 1), np.clip(column + du, 0, width - 1)]
-            seen |= at <= nearest
-    return framed & seen
+    return framed & (behind[row, column] <= nearest)
 
 
-def _stroke(image: np.ndarray, house: Raster, ends: np.ndarray, width: float, value: int) -> None:
-    """Paints a line [2, 3] (world), ``width`` pixels wide, where the house does not hide it."""
-    near, far = house.camera.to_camera(ends)
-    if min(near[2], far[2]) < 0.2:
+def _stroke(image: np.ndarray, camera: Camera, behind: np.ndarray, ends: np.ndarray, width: float, value: int,
+            shift: np.ndarray | None = None, gap: tuple[float, float] | np.ndarray = (0.0, 0.0)) -> None:
+    """Paints a line [2, 3] (world), ``width`` pixels wide, where the house does not hide it.
+
+    Its ends are shifted by ``shift`` [2, 2] pixels in the image; the part of it from ``gap[0]`` to ``gap[1]`` is left
+    out.
+    """
+    u, v, z = camera.project(ends)
+    if z.min() < 0.2:
         return
-    (u0, u1), (v0, v1), z = house.camera.project(ends)
-    du, dv = u1 - u0, v1 - v0
-    length = float(np.sqrt(du * du + dv * dv))
+    length = float(np.sqrt((u[1] - u[0]) * (u[1] - u[0]) + (v[1] - v[0]) * (v[1] - v[0])))
     if length < 1e-6 or length > 1e5:
         return
     steps = np.arange(int(length) + 2) / (int(length) + 1)
     inverse = (1 - steps) / z[0] + steps / z[1]
-    shown = visible(house, u0 + steps * du, v0 + steps * dv, 1 / inverse)
+    shown = visible(behind, u[0] + steps * (u[1] - u[0]), v[0] + steps * (v[1] - v[0]), 1 / inverse)
+    if gap[1] > gap[0]:
+        shown &= (steps < gap[0]) | (steps > gap[1])
+    if not shown.any():
+        return
+    if shift is not None:
+        u, v = u + shift[:, 0], v + shift[:, 1]
+    _paint_line(image, (u[0], v[0]), (u[1], v[1]), width, value,
+                lambda share: shown[np.rint(share * (len(steps) - 1)).astype(np.int64)])
+
+
+def _paint_line(image: np.ndarray, start: tuple[float, float], end: tuple[float, float], width: float, value: int,
+                shown: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Paints the pixels of a line from ``start`` to ``end`` (u, v) for whose share of the way ``shown`` says True."""
+    (u0, v0), (u1, v1) = start, end
+    du, dv = u1 - u0, v1 - v0
+    length = float(np.sqrt(du * du + dv * dv))
     half = width / 2
     box = _box(image, min(u0, u1) - half, max(u0, u1) + half, min(v0, v1) - half, max(v0, v1) + half)
-    if box is None or not shown.any():
+    if box is None or length < 1e-6:
         return
     rows, cols = box
     u = np.arange(cols.start, cols.stop) - u0
@@ -118,21 +158,28 @@ def _stroke(image: np.ndarray, house: Raster, ends: np.ndarray, width: float, va
     along = (u[col] * du + v[row, 0] * dv) / length
     kept = (along >= 0) & (along <= length)
     row, col, along = row[kept], col[kept], along[kept]
-    kept = shown[np.rint(along / length * (len(steps) - 1)).astype(np.int64)]
+    kept = shown(along / length)
     image[rows.start + row[kept], cols.start + col[kept]] = value
 
 
-def _discs(image: np.ndarray, house: Raster, points: np.ndarray, values: np.ndarray, radius: float) -> None:
-    u, v, z = house.camera.project(points)
-    shown = visible(house, u, v, z)
+def _discs(image: np.ndarray, camera: Camera, behind: np.ndarray, points: np.ndarray, values: np.ndarray,
+           radius: float, shifts: np.ndarray) -> None:
+    u, v, z = camera.project(points)
+    shown = visible(behind, u, v, z)
+    u, v = u + shifts[:, 0], v + shifts[:, 1]
     for k in np.argsort(-z, kind="stable"):
-        box = _box(image, u[k] - radius, u[k] + radius, v[k] - radius, v[k] + radius) if shown[k] else None
-        if box is None:
-            continue
-        rows, cols = box
-        x = np.arange(cols.start, cols.stop) - u[k]
-        y = np.arange(rows.start, rows.stop)[:, None] - v[k]
-        image[rows, cols][x * x + y * y <= radius * radius] = values[k]
+        if shown[k]:
+            _paint_disc(image, u[k], v[k], radius, int(values[k]))
+
+
+def _paint_disc(image: np.ndarray, u: float, v: float, radius: float, value: int) -> None:
+    box = _box(image, u - radius, u + radius, v - radius, v + radius)
+    if box is None:
+        return
+    rows, cols = box
+    x = np.arange(cols.start, cols.stop) - u
+    y = np.arange(rows.start, rows.stop)[:, None] - v
+    image[rows, cols][x * x + y * y <= radius * radius] = value
 
 
 def _box(image: np.ndarray, u0: float, u1: float, v0: float, v1: float) -> tuple[slice, slice] | None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from wireframe.classes import ids_to_colors
 from wireframe.errors import ConfigError
 from wireframe.hashing import SYNTH, generator
-from wireframe.synth.building import Building, make_building
+from wireframe.synth.building import make_building
 from wireframe.synth.cameras import draw_cameras
 from wireframe.synth.config import SynthConfig
+from wireframe.synth.mistakes import draw_mistakes, only_missed
+from wireframe.synth.patches import cell_seed
 from wireframe.synth.points import colmap_zip, draw_points
 from wireframe.synth.render import Maps, monocular_depth, render
 from wireframe.synth.surroundings import draw_surroundings
+from wireframe.synth.truth import ground_truth
+
+# Streams of their own for what came later, so that a scene without it keeps its numbers; the views follow _LABELS.
+_SEVERITY, _CELLS, _TRUTH, _LABELS = SYNTH + 1, SYNTH + 2, SYNTH + 3, SYNTH + 256
 
 
 def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> dict:
@@ -31,16 +39,25 @@ def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> di
         raise ConfigError(f"scene index {index}: must be 0 or more")
     rng = generator(seed, index, SYNTH)
     building = make_building(rng, config)
-    low, high = config.views_range
-    count = int(rng.integers(low, high + 1))
+    if config.severity_sigma:
+        config = config.at_severity(scene_severity(seed, index, config))
+    count = _draw_count(rng, config)
     pose_only = bool(rng.random() < config.pose_only_prob)
     cameras = draw_cameras(rng, building, count + pose_only, config)
     around = draw_surroundings(rng, building, cameras, config)
-    maps = [render(camera, building, around, config, _dropped(rng, building, config)) for camera in cameras]
+    maps = []
+    for number, camera in enumerate(cameras):
+        strokes = rng.random(len(building.edges)) < config.stroke_drop_prob
+        corners = rng.random(len(building.vertices)) < config.corner_drop_prob
+        mistakes = only_missed(building, strokes, corners)
+        if config.mistakes_besides_misses:
+            mistakes = draw_mistakes(generator(seed, index, _LABELS + number), building, camera, config, strokes,
+                                     corners)
+        maps.append(render(camera, building, around, config, mistakes))
     image_ids = [f"view_{number:03d}" for number in range(len(cameras))]
     hidden = [pose_only and number == count for number in range(len(cameras))]
     depth = _depth_images(rng, maps, config)
-    cloud = draw_points(rng, cameras, maps, building, config)
+    cloud = draw_points(rng, cameras, maps, building, config, cell_seed(seed, index, _CELLS))
     blank = np.zeros((3, 3), dtype=np.float32)
     return {
         "order_id": f"synth-{seed}-{index:06d}",
@@ -52,24 +69,22 @@ def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> di
         "R": [blank if hide else camera.R for camera, hide in zip(cameras, hidden)],
         "t": [blank[0] if hide else camera.t for camera, hide in zip(cameras, hidden)],
         "pose_only_in_colmap": hidden,
-        **_truth(rng, building, config),
+        **ground_truth(rng, generator(seed, index, _TRUTH), building, config),
         "colmap": colmap_zip(cameras, image_ids, cloud, config),
     }
 
 
-def _dropped(rng: np.random.Generator, building: Building,
-             config: SynthConfig) -> tuple[np.ndarray, np.ndarray]:
-    return (rng.random(len(building.edges)) < config.stroke_drop_prob,
-            rng.random(len(building.vertices)) < config.corner_drop_prob)
+def scene_severity(seed: int, index: int, config: SynthConfig) -> float:
+    """How many times as bad as configured the maps and the cloud of a scene are: log-normal, mean 1."""
+    sigma = config.severity_sigma
+    return math.exp(sigma * float(generator(seed, index, _SEVERITY).standard_normal()) - sigma * sigma / 2)
 
 
-def _truth(rng: np.random.Generator, building: Building, config: SynthConfig) -> dict:
-    noise = config.truth_sigma * rng.standard_normal(building.vertices.shape)
-    return {
-        "wf_vertices": (building.vertices + noise).astype(np.float32),
-        "wf_edges": building.edges,
-        "wf_classifications": building.edge_classes,
-    }
+def _draw_count(rng: np.random.Generator, config: SynthConfig) -> int:
+    low, high = config.views_range
+    if config.views_skew == 1:
+        return int(rng.integers(low, high + 1))
+    return low + int((high + 1 - low) * float(rng.random()) ** config.views_skew)
 
 
 def _depth_images(rng: np.random.Generator, maps: list[Maps], config: SynthConfig) -> list:
