@@ -89,7 +89,7 @@ def wall_panels(rng: np.random.Generator, roof: Roof, place: Place, siding: str,
     """Walls with doors and windows below a roof, or posts where it has none; and the walls' feet [2, 3]."""
     if not any(roof.walled):
         return _posts(roof, place), []
-    panels, feet = [], []
+    panels, feet, edges = [], [], roof.edges()
     sides = list(zip(roof.footprint, roof.footprint[1:] + roof.footprint[:1]))
     lengths = [abs(q[0] - p[0]) + abs(q[1] - p[1]) for p, q in sides]
     entrance = int(rng.integers(len(sides)))
@@ -99,7 +99,7 @@ def wall_panels(rng: np.random.Generator, roof: Roof, place: Place, siding: str,
         if not walled:
             continue
         outward = place.world([(q[1] - p[1], 0, p[0] - q[0])])[0] - place.world([(0, 0, 0)])[0]
-        profile = _profile(roof, p, q)
+        profile = _profile(roof, edges, p, q)
         for (s0, y0), (s1, y1) in zip(profile, profile[1:]):
             ring = [_on(p, q, s, y) for s, y in ((s0, 0.0), (s1, 0.0), (s1, y1), (s0, y0))]
             panels.append(make_panel(place.world(ring), siding, "house", towards=outward))
@@ -114,10 +114,10 @@ def _on(p: Plan, q: Plan, s: float, y: float) -> tuple[float, float, float]:
     return p[0] + s * (q[0] - p[0]), y, p[1] + s * (q[1] - p[1])
 
 
-def _profile(roof: Roof, p: Plan, q: Plan) -> list[tuple[float, float]]:
-    """The wall's top (s, y) from p (s = 0) to q (s = 1), broken where roof edges cross it."""
+def _profile(roof: Roof, edges: list[tuple[int, int, str]], p: Plan, q: Plan) -> list[tuple[float, float]]:
+    """The wall's top (s, y) from p (s = 0) to q (s = 1), broken where the roof's edges cross it."""
     breaks = {0.0, 1.0}
-    for i, j, _ in roof.edges():
+    for i, j, _ in edges:
         a0, b0 = roof.points[i][0] - p[0], roof.points[i][2] - p[1]
         da, db = roof.points[j][0] - roof.points[i][0], roof.points[j][2] - roof.points[i][2]
         wa, wb = q[0] - p[0], q[1] - p[1]

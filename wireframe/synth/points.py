@@ -184,18 +184,21 @@ def _table(row: str, columns: list[list], between: str) -> str:
 def _points_text(cloud: PointCloud) -> str:
     # POINT2D_IDX is the rank of the point among those its image sees.
     rank = np.cumsum(cloud.seen, axis=1) - 1
-    columns = [(np.arange(len(cloud.xyz)) + 1).tolist(), *cloud.xyz.T.tolist(), *cloud.colors.T.tolist(),
-               cloud.error.tolist()]
-    heads = _table("%d %.6f %.6f %.6f %d %d %d %.3f", columns, "\n").split("\n") if len(cloud.xyz) else []
+    lengths = cloud.seen.sum(axis=0)
     point, view = np.nonzero(cloud.seen.T)
-    pairs = _table(" %d %d", [(view + 1).tolist(), rank[view, point].tolist()], "\n").split("\n")
-    ends = np.cumsum(cloud.seen.sum(axis=0)).tolist()
-    start = 0
-    lines = ["# 3D point list: POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)\n"]
-    for head, end in zip(heads, ends):
-        lines.append(head + "".join(pairs[start:end]) + "\n")
-        start = end
-    return "".join(lines)
+    pairs = np.stack([view + 1, rank[view, point]], axis=1)
+    starts = np.cumsum(lengths) - lengths
+    lines = np.empty(len(lengths), dtype=object)
+    # Points of equally long tracks share one format.
+    for length in np.unique(lengths):
+        some = np.flatnonzero(lengths == length)
+        tracks = pairs[starts[some][:, None] + np.arange(length)].reshape(len(some), -1)
+        columns = [(some + 1).tolist(), *cloud.xyz[some].T.tolist(), *cloud.colors[some].T.tolist(),
+                   cloud.error[some].tolist(), *tracks.T.tolist()]
+        row = "%d %.6f %.6f %.6f %d %d %d %.3f" + " %d %d" * int(length)
+        lines[some] = _table(row, columns, "\n").split("\n")
+    head = "# 3D point list: POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"
+    return "\n".join([head, *lines, ""])
 
 
 def quaternion(R: np.ndarray) -> tuple[float, float, float, float]:

@@ -15,6 +15,8 @@ from wireframe.synth.cameras import Camera
 
 _NEAR = 0.2
 EMPTY = -1
+# Up to so many pixels, testing every one against every edge is faster than searching.
+_SMALL_BOX = 1500
 
 
 class _Projected(NamedTuple):
@@ -69,7 +71,9 @@ class Raster:
             return
         inside = self.camera.to_camera(np.concatenate(rings))
         ends = np.cumsum([len(ring) for ring in rings])
-        clipped = [_clip_near(ring) for ring in np.split(inside, ends[:-1])]
+        clipped = [inside[end - len(ring) : end] for ring, end in zip(rings, ends.tolist())]
+        if inside[:, 2].min() < _NEAR:
+            clipped = [_clip_near(ring) for ring in clipped]
         shapes: dict[int, _Projected] = {}
         for count in sorted({len(ring) for ring in clipped if len(ring) >= 3}):
             shapes[count] = self._project(np.stack([ring for ring in clipped if len(ring) == count]))
@@ -189,6 +193,9 @@ def _covered(u: np.ndarray, v: np.ndarray, along: np.ndarray, across: np.ndarray
     A row's pixels on the inner side of an edge, along (row - v) >= across (col - u), are those up to a column or from
     one on: the products on the right are sorted, rounded or not. So one search an edge finds the spans of all rows.
     """
+    if len(rows) * len(cols) <= _SMALL_BOX:
+        bound = along[:, None] * (rows - v[:, None])
+        return (bound[:, :, None] >= (across[:, None] * (cols - u[:, None]))[:, None, :]).all(axis=0)
     first = np.zeros(len(rows), dtype=np.int64)
     last = np.full(len(rows), len(cols), dtype=np.int64)
     for a0, b0, da, db in zip(u, v, along, across):
