@@ -195,7 +195,9 @@ def main(argv: list[str] | None = None) -> int:
         rows = [{**scene.as_json(), **{method: outcomes[method][k].score for method in _METHODS}}
                 for k, scene in enumerate(scenes)]
         with atomic_write(arguments.out) as file:
-            file.write(json.dumps({"bars": [bar._asdict() for bar in found], "scenes": rows}, indent=1).encode())
+            content = {"bars": [bar._asdict() for bar in found], "scenes": rows}
+            # Counts come as NumPy's numbers.
+            file.write(json.dumps(content, indent=1, default=lambda number: number.item()).encode())
     return 0 if all(bar.met for bar in found) else 1
 
 
