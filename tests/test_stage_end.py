@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ import torch
 from hash_pool import HashPool
 from scenes import random_scene
 from wireframe import scene_scores, scene_source
-from wireframe.cli import _load_model
 from wireframe.errors import ConfigError, ShardError
 from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver
+from wireframe.pretrained import graph_settings
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
 from wireframe.train import report, stage_end
@@ -254,23 +253,19 @@ def test_stages_left_unscored_are_scored_by_the_same_command_later(rows, finishe
     assert "1-a.json" not in scores(tmp_path)
 
 
-def graph_of(model, config=None, threshold=None):
-    return _load_model(Namespace(model=None if model is None else str(model), config=config, threshold=threshold))[1]
-
-
 def test_the_graph_of_a_trained_model_is_its_own(finished, tmp_path):
     wanted = parse_config(SETTINGS).graph
     for folder in (finished / "model", finished / "stages" / "1-a", finished / "stages" / "2-b"):
-        assert graph_of(folder) == wanted
+        assert graph_settings(folder) == wanted
         Perceiver.from_pretrained(folder)
-    assert graph_of(finished / "stages" / "1-a" / "checkpoint.pt") == wanted
-    changed = graph_of(finished / "model", threshold=0.25)
+    assert graph_settings(finished / "stages" / "1-a" / "checkpoint.pt") == wanted
+    changed = graph_settings(finished / "model", threshold=0.25)
     assert changed.confidence == 0.25 and changed.snap_min_points == 3
-    assert graph_of(finished / "model", config="small") == load_config("small").graph
+    assert graph_settings(finished / "model", config="small") == load_config("small").graph
     other = shutil.copytree(finished / "model", tmp_path / "model")
     (other / "graph.json").unlink()
-    assert graph_of(other) == load_config(BASE_CONFIG).graph != wanted
-    assert graph_of(None) == load_config("demo").graph
+    assert graph_settings(other) == load_config(BASE_CONFIG).graph != wanted
+    assert graph_settings(None) == load_config("demo").graph
 
 
 @pytest.mark.parametrize(
@@ -284,9 +279,9 @@ def test_a_graph_that_is_nonsense_is_one_clear_line(finished, tmp_path, content)
     model = shutil.copytree(finished / "model", tmp_path / "model")
     (model / "graph.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"graph\.json cannot be used: .*--config") as problem:
-        graph_of(model)
+        graph_settings(model)
     assert "\n" not in str(problem.value) and len(str(problem.value)) < 700
-    assert graph_of(model, config="small") == load_config("small").graph
+    assert graph_settings(model, config="small") == load_config("small").graph
 
 
 @pytest.mark.parametrize("put", [lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere"), os.mkfifo])
@@ -295,7 +290,7 @@ def test_a_graph_that_is_no_file_is_not_waited_for(finished, tmp_path, put):
     (model / "graph.json").unlink()
     put(model / "graph.json")
     with pytest.raises(ConfigError, match="regular file"):
-        graph_of(model)
+        graph_settings(model)
 
 
 def test_a_last_stage_left_unscored_is_scored_by_the_same_command(rows, finished, tmp_path):
