@@ -1,7 +1,5 @@
 """The page of ``wireframe view`` in a headless Chromium: it draws, its switches work, and nothing leaves it."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -248,27 +246,6 @@ def test_scenes_that_lack_parts_are_shown_without_them(browser, many):
             assert ("nothing to show" in tab.locator("#view").get_attribute("aria-label")) == (len(names) == 4)
             pixels(tab)
         assert said == []
-
-
-@pytest.fixture
-def visits():
-    """Requests that reach a server of this machine."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(404)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1], asked
-    server.shutdown()
-    server.server_close()
 
 
 def test_names_run_nothing_and_no_request_leaves(browser, many, visits, tmp_path):

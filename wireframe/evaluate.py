@@ -81,8 +81,9 @@ def evaluate(
     settings = _settings(model, graph, thresholds, threshold_scenes)
     with eval_mode(model):
         return _evaluate(
-            reading, by_model(model, graph), settings, out, thresholds, threshold_scenes, sheet, worst, progress
-        )
+            reading, by_model(model, graph), settings, out=out, thresholds=thresholds,
+            threshold_scenes=threshold_scenes, sheet=sheet, worst=worst, progress=progress,
+        )  # fmt: skip
 
 
 def evaluate_segments(
@@ -116,7 +117,7 @@ def evaluate_segments(
     def predict(scene, thresholds: tuple[float, ...]) -> Candidate:
         return graphs_at(scene, graph, thresholds)
 
-    return _evaluate(reading, predict, settings, out, thresholds, None, progress=progress)
+    return _evaluate(reading, predict, settings, out=out, thresholds=thresholds, progress=progress)
 
 
 def evaluate_submission(
@@ -157,7 +158,7 @@ def evaluate_submission(
     digest = hashlib.sha256(Path(submission).read_bytes()).hexdigest()
     settings = {"submission": digest, "software": _versions()}
     return _evaluate(
-        reading, lambda scene, thresholds: scene, settings, out, progress=progress, expected=list(predictions)
+        reading, lambda scene, thresholds: scene, settings, out=out, progress=progress, expected=list(predictions)
     )
 
 
@@ -180,6 +181,7 @@ def _evaluate(
     reading: SceneSource | SegmentSource,
     predict: Predict,
     settings: dict,
+    *,
     out: str | os.PathLike | None,
     thresholds: Sequence[float] = (),
     threshold_scenes: int | None = None,

@@ -37,6 +37,8 @@ class SynthConfig:
     pose_only_prob: float = 0.15
     # Every mistake of the maps and of the cloud is multiplied by a number of the scene: log-normal, mean 1.
     severity_sigma: float = 0.0
+    # Scenes in which nearly everything went wrong: six times as severe as the others; the mean stays 1.
+    failure_prob: float = 0.0
 
     # The building.
     roof_types: tuple[str, ...] = ROOF_TYPES[:6]
@@ -224,17 +226,18 @@ _SEVERE = (
 )  # fmt: skip
 
 _REAL = {
-    "views_range": (4, 22),
-    "views_skew": 3.8,
-    "severity_sigma": 1.0,
+    "views_range": (4, 21),
+    "views_skew": 2.5,
+    "severity_sigma": 0.5,
+    "failure_prob": 0.08,
     "roof_types": ROOF_TYPES,
     "roof_weights": (0.1, 0.06, 0.25, 0.38, 0.01, 0.02, 0.18),
     "two_storey_prob": 0.6,
     "garage_prob": 0.4,
     "porch_prob": 0.3,
     "annexes_range": (0, 1),
-    "dormers_range": (1, 6),
-    "truth_sigma": 0.03,
+    "dormers_range": (1, 5),
+    "truth_sigma": 0.015,
     "truth_scale_sigma": 0.005,
     "truth_gross_prob": 0.05,
     "eye_level_share": 0.4,
@@ -245,15 +248,15 @@ _REAL = {
     "trees_range": (0, 4),
     "bushes_range": (0, 5),
     "fence_prob": 0.4,
-    "stroke_px": 3.5,
-    "corner_px": 2.8,
-    "stroke_drop_prob": 0.05,
-    "corner_drop_prob": 0.09,
-    "stroke_cut_prob": 0.05,
-    "small_miss_px": 18.0,
+    "stroke_px": 2.8,
+    "corner_px": 3.0,
+    "stroke_drop_prob": 0.025,
+    "corner_drop_prob": 0.11,
+    "stroke_cut_prob": 0.02,
+    "small_miss_px": 22.0,
     "class_swap_prob": 0.03,
-    "false_strokes": 1.0,
-    "false_corners": 1.5,
+    "false_strokes": 0.7,
+    "false_corners": 2.6,
     "label_jitter_px": 1.5,
     "gestalt_blank_prob": 0.07,
     "ade_patches": 14.0,
@@ -267,7 +270,7 @@ _REAL = {
     "colmap_corner_share": 0.01,
     "colmap_background_share": 0.06,
     "colmap_outlier_share": 0.01,
-    "colmap_hole_share": 0.49,
+    "colmap_hole_share": 0.62,
     "colmap_clump_sigma": 0.7,
     "colmap_tail_share": 0.06,
     "colmap_backdrop_share": 0.012,

@@ -21,6 +21,8 @@ from wireframe.synth.truth import ground_truth
 
 # Streams of their own for what came later, so that a scene without it keeps its numbers; the views follow _LABELS.
 _SEVERITY, _CELLS, _TRUTH, _LABELS = SYNTH + 1, SYNTH + 2, SYNTH + 3, SYNTH + 256
+# How many times as severe a failed scene is.
+_FAILURE = 6.0
 
 
 def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> dict:
@@ -39,7 +41,7 @@ def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> di
         raise ConfigError(f"scene index {index}: must be 0 or more")
     rng = generator(seed, index, SYNTH)
     building = make_building(rng, config)
-    if config.severity_sigma:
+    if config.severity_sigma or config.failure_prob:
         config = config.at_severity(scene_severity(seed, index, config))
     count = _draw_count(rng, config)
     pose_only = bool(rng.random() < config.pose_only_prob)
@@ -75,9 +77,13 @@ def make_scene(seed: int, index: int, config: SynthConfig = SynthConfig()) -> di
 
 
 def scene_severity(seed: int, index: int, config: SynthConfig) -> float:
-    """How many times as bad as configured the maps and the cloud of a scene are: log-normal, mean 1."""
-    sigma = config.severity_sigma
-    return math.exp(sigma * float(generator(seed, index, _SEVERITY).standard_normal()) - sigma * sigma / 2)
+    """How many times as bad as configured the maps and the cloud of a scene are: log-normal, in a share of the
+    scenes (``failure_prob``) ``_FAILURE`` times that; mean 1 over all.
+    """
+    rng, sigma = generator(seed, index, _SEVERITY), config.severity_sigma
+    severity = math.exp(sigma * float(rng.standard_normal()) - sigma * sigma / 2)
+    failed = float(rng.random()) < config.failure_prob
+    return severity * (_FAILURE if failed else 1.0) / (1 + config.failure_prob * (_FAILURE - 1))
 
 
 def _draw_count(rng: np.random.Generator, config: SynthConfig) -> int:
