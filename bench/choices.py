@@ -54,13 +54,18 @@ def run_folder(out: Path, what: str, choice: str, seed: int) -> Path:
     return out / f"{what}-{list(CHOICES[what]).index(choice)}-seed-{seed}"
 
 
-def train_all(arguments: argparse.Namespace) -> None:
-    """Trains what is not trained yet, ``--jobs`` runs at once; the threads only wait for processes."""
+def stage_folder(run: Path, config: TrainConfig, index: int) -> Path:
+    """The model at the end of a stage."""
+    return run / "stages" / f"{index + 1}-{config.stages[index].name}"
+
+
+def train_all(arguments: argparse.Namespace, config: TrainConfig) -> None:
+    """Trains what is not trained to its end yet, ``--jobs`` runs at once; the threads only wait for processes."""
 
     def one(run: tuple[str, int]) -> None:
         choice, seed = run
         out = run_folder(arguments.out, arguments.what, choice, seed)
-        if (out / "model").exists():
+        if stage_folder(out, config, len(config.stages) - 1).exists():
             return
         command = [sys.executable, "-m", "wireframe", "train", "--config", arguments.config, "--no-eval", "--quiet"]
         for source in arguments.data:
@@ -88,7 +93,7 @@ def score(out: Path, config: TrainConfig, source: str, index: int, scenes: int) 
     if not path.exists():
         evaluate(
             source,
-            Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{config.stages[index].name}"),
+            Perceiver.from_checkpoint(stage_folder(out, config, index)),
             config.graph,
             split="dev-val",
             dev_val=config.dev_val,
@@ -112,7 +117,7 @@ def held_out_loss(out: Path, config: TrainConfig, source: str, index: int, scene
     from wireframe.train.loss import scene_losses
 
     wanted = set(dev_val_ids(source, config.dev_val)[:scenes])
-    model = Perceiver.from_checkpoint(out / "stages" / f"{index + 1}-{config.stages[index].name}")
+    model = Perceiver.from_checkpoint(stage_folder(out, config, index))
     losses = []
     for row in iter_sample_rows(source, split="train"):
         if row["order_id"] in wanted:
@@ -181,7 +186,7 @@ def compare_choices(arguments: argparse.Namespace) -> int:
     """Trains, scores and prints the tables."""
     config = load_config(arguments.config, arguments.set)
     load_training_sets(arguments.data, config)
-    train_all(arguments)
+    train_all(arguments, config)
     try:
         require_hoho()
     except MissingPackageError as problem:
