@@ -4,7 +4,16 @@ import pytest
 
 from wireframe.errors import ConfigError
 from wireframe.perceiver import PerceiverConfig
-from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, SMOKE_CONFIG, StageConfig, load_config, parse_config
+from wireframe.train.config import (
+    BASE_CONFIG,
+    DEMO_CONFIG,
+    REAL_CONFIG,
+    SMALL_CONFIG,
+    SMOKE_CONFIG,
+    StageConfig,
+    load_config,
+    parse_config,
+)
 
 
 def test_learning_rate_rises_stays_and_falls():
@@ -80,7 +89,7 @@ def test_a_file_that_is_not_json_is_named(tmp_path):
         load_config(tmp_path / "missing.json")
 
 
-@pytest.mark.parametrize("path", [BASE_CONFIG, DEMO_CONFIG, SMOKE_CONFIG])
+@pytest.mark.parametrize("path", [BASE_CONFIG, DEMO_CONFIG, REAL_CONFIG, SMALL_CONFIG, SMOKE_CONFIG])
 def test_our_configurations_survive_the_way_through_json_and_have_short_names(path):
     config = load_config(path)
     assert parse_config(config.to_dict()) == config

@@ -113,7 +113,7 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _config_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--config", type=Path, help="JSON configuration, or one of ours: base (published; default), small, demo"
+        "--config", type=Path, help="JSON configuration, or one of ours: base (published; default), small, demo, real"
     )
     command.add_argument("--smoke", action="store_true", help="the recipe in small, for a CPU, without --data too")
     _setting_arguments(command)

@@ -23,9 +23,11 @@ BASE_CONFIG = _FOLDER / "base.json"
 SMOKE_CONFIG = _FOLDER / "smoke.json"
 # The recipe of the shipped demo model, with the threshold tuned for it.
 DEMO_CONFIG = _FOLDER / "demo.json"
+# The recipe of the model for scenes as hard as real ones.
+REAL_CONFIG = _FOLDER / "real.json"
 # The published stages on a small model, for choices on synthetic scenes.
 SMALL_CONFIG = _FOLDER / "small.json"
-_OURS = {path.stem: path for path in (BASE_CONFIG, SMOKE_CONFIG, DEMO_CONFIG, SMALL_CONFIG)}
+_OURS = {path.stem: path for path in (BASE_CONFIG, SMOKE_CONFIG, DEMO_CONFIG, REAL_CONFIG, SMALL_CONFIG)}
 
 
 def _is_number(value: Any) -> bool:
@@ -181,7 +183,7 @@ def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
     """Reads a configuration file and applies ``a.b=value`` overrides (values in JSON, else plain strings).
 
     Args:
-        path: a JSON file, or the name of one of ours: "base", "small", "smoke", "demo".
+        path: a JSON file, or the name of one of ours: "base", "small", "smoke", "demo", "real".
         overrides: settings to change.
 
     Raises:
