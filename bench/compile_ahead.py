@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -136,6 +137,7 @@ class Sources(NamedTuple):
     files: set[str]
 
 
+@functools.cache
 def sources(kernel: Any) -> Sources:
     """The code of a kernel and of every function and global constant it uses; Triton's own are left out.
 
