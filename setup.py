@@ -32,7 +32,9 @@ setup(
     version=version,
     packages=[*find_packages(include=["wireframe", "wireframe.*"]), *mapped],
     package_dir={"wireframe": "wireframe", **{f"wireframe.{folder}": folder for folder in FOLDERS}},
-    package_data={"wireframe": ["assets/**/*"], "wireframe.train": ["configs/*.json"], "wireframe.bench": ["*.sh"]},
+    package_data={
+        "wireframe": ["assets/**/*"], "wireframe.train": ["configs/*.json"], "wireframe.bench": ["*.sh", "suite/*"],
+    },
     ext_modules=[
         Extension(f"wireframe.{name}", listed(INFO["SOURCES"][name]), depends=listed(INFO["HEADERS"][name]))
         for name in NAMES

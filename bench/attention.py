@@ -1,9 +1,9 @@
-"""Times attention with normalised queries and keys against its rivals: ``python -m wireframe.bench.attention``.
+"""Races of attention with normalised queries and keys against what PyTorch and other packages have.
 
-Times are those of the device alone, from a cold L2 cache. The rivals get what a user would write in half precision:
-normalised in float32, rounded, then ``scaled_dot_product_attention`` or FlexAttention; that is faster than compiling
-the reference, which attends in float32. With a key mask flash is closed to ``scaled_dot_product_attention``. The rows
-of flash and cuDNN without norm and mask compute something else: they are the speed limit.
+The rivals get what a user would write: normalised in float32, rounded to the inputs' dtype, then
+``scaled_dot_product_attention`` or FlexAttention; faster than compiling the reference, which attends in float32. With a
+key mask flash is closed to ``scaled_dot_product_attention`` on a GPU. Flash and cuDNN without norm and mask compute
+something else: they are the speed limit.
 """
 
 from __future__ import annotations
@@ -17,110 +17,189 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wireframe.bench import gpu_timing
-from wireframe.bench.gpu_timing import MODES, OURS, Problem, Rival, best, compiled, goal, randn, ratio
-from wireframe.kernels import dispatch, ops
+from wireframe.bench.race import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    GRAPH,
+    MODES,
+    Bar,
+    How,
+    Race,
+    Rival,
+    Work,
+    compiled,
+    package,
+    randn,
+    repeatable_backward,
+    require_deterministic_compile,
+)
+from wireframe.kernels import ops
 from wireframe.kernels.determinism import deterministic
 
-_OP = "qk_norm_attention"
+_SETS = 3
 _FLASH = "flash, no norm, no mask"
-_PLAIN = {_FLASH: SDPBackend.FLASH_ATTENTION, "cuDNN, no norm, no mask": SDPBackend.CUDNN_ATTENTION}
+_LIMITS = {_FLASH: SDPBackend.FLASH_ATTENTION, "cuDNN, no norm, no mask": SDPBackend.CUDNN_ATTENTION}
+# Products of [Nq, D] x [D, Nk] size.
+_PRODUCTS = {FORWARD: 2, BACKWARD: 5, BOTH: 7}
 
 
 class Shape(NamedTuple):
-    """modes: what is measured; all_rivals: against which, all or the quickest to compile."""
+    """modes: what is measured, on a GPU from a cold cache; warm: those also from a warm one. everything: all rivals, or
+    the quickest to compile alone. bars: whether the goals are of this shape."""
 
     batch: int
     queries: int
     keys: int
     mask: bool
     modes: tuple[str, ...] = MODES
-    all_rivals: bool = True
+    warm: tuple[str, ...] = ()
+    everything: bool = False
+    bars: bool = False
     heads: int = 4
     kv_heads: int = 2
     dim: int = 64
 
-    def text(self, dtype: torch.dtype) -> str:
+    @property
+    def text(self) -> str:
         sizes = f"{self.batch} x {self.heads}/{self.kv_heads} x {self.queries} x {self.keys} x {self.dim}"
-        return f"{sizes}, {str(dtype).removeprefix('torch.')}{', key mask' if self.mask else ''}"
+        return f"{sizes}{', key mask' if self.mask else ''}"
 
 
+_GRAPHS = (FORWARD + GRAPH, BACKWARD + GRAPH)
 # Training cross-attention of the published recipe, whose goals are stated; then inference and the other layers.
-_GOALS = ((32, 256, 2048), (64, 256, 4096))
-_SHAPES = (
-    *(Shape(*sizes, mask, all_rivals=sizes == _GOALS[0]) for sizes in _GOALS for mask in (True, False)),
-    Shape(1, 256, 4096, True, ("forward",), False),
-    Shape(32, 256, 256, False, MODES, False),
-    Shape(32, 64, 256, False, MODES, False),
+_ON_GPU = (
+    *(Shape(32, 256, 2048, mask, warm=(FORWARD, BOTH), everything=True, bars=True) for mask in (True, False)),
+    *(Shape(64, 256, 4096, mask, bars=True) for mask in (True, False)),
+    Shape(1, 256, 4096, True, (FORWARD, FORWARD + GRAPH)),
+    Shape(32, 256, 256, False),
+    Shape(32, 64, 256, False, (*MODES, *_GRAPHS)),
+)
+_ON_CPU = (
+    Shape(1, 256, 4096, True, (FORWARD,), everything=True),
+    Shape(1, 256, 256, False, (FORWARD,), everything=True),
+    Shape(4, 256, 2048, True, everything=True),
 )
 _SMALL = (
-    Shape(1, 3, 7, True, heads=2, kv_heads=1, dim=32),
-    Shape(1, 3, 7, False, ("forward",), False, heads=2, kv_heads=1, dim=32),
+    Shape(1, 3, 7, True, everything=True, heads=2, kv_heads=1, dim=32),
+    Shape(1, 3, 7, False, (FORWARD,), heads=2, kv_heads=1, dim=32),
+)
+# On the shape of a training step: points, then scenes.
+_GROWTH = (
+    *(Shape(4, 256, points, True, (BOTH,)) for points in (1024, 2048, 4096, 8192, 16384)),
+    *(Shape(batch, 256, 2048, True, (BOTH,)) for batch in (1, 8, 32, 128)),
 )
 
 
-class Inputs(NamedTuple):
-    q: Tensor  # [B, Nq, H, D]
-    k: Tensor  # [B, Nk, Hkv, D]
-    v: Tensor  # [B, Nk, Hkv, D]
-    log_scale: Tensor  # [H] float32
-    key_mask: Tensor | None  # [B, Nk] bool
+def races(how: How) -> Iterator[Race]:
+    """float32 on the CPU, where half precision is no contest, else bfloat16."""
+    gpu = how.device == "cuda"
+    dtype = torch.bfloat16 if gpu else torch.float32
+    for shape in _SMALL if how.small else _ON_GPU if gpu else _ON_CPU:
+        for mode in shape.modes:
+            cache = None if not gpu else "warm" if mode.endswith(GRAPH) else "cold"
+            yield _race(shape, mode, dtype, how, cache)
+        for mode in shape.warm if gpu else ():
+            yield _race(shape, mode, dtype, how, "warm")
+    for shape in _GROWTH if how.grow else ():
+        yield _race(shape, BOTH, dtype, how, "cold" if gpu else None)
 
 
-def problems(device: str, small: bool, backend: str) -> Iterator[Problem]:
-    """One problem a shape; float32 on the CPU, where half precision is no contest."""
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    for shape in _SMALL if small else _SHAPES:
-        q = randn(device, shape.batch, shape.queries, shape.heads, shape.dim).to(dtype)
-        k, v = (
-            randn(device, shape.batch, shape.keys, shape.kv_heads, shape.dim, seed=seed).to(dtype) for seed in (1, 2)
-        )
-        log_scale = torch.full((shape.heads,), 2.0, device=device)
-        mask = randn(device, shape.batch, shape.keys, seed=3) < 1.5 if shape.mask else None
-        if mask is not None:
-            mask[:, 0] = True
-        inputs = Inputs(*(x.requires_grad_() for x in (q, k, v, log_scale)), mask)
-        gradient = randn(device, *q.shape, seed=4).to(dtype)
-        rivals = list(_rivals(inputs, device, backend, shape.all_rivals))
-        yield Problem(_OP, shape.text(dtype), inputs[:4], gradient, rivals, shape.modes)
+def _race(shape: Shape, mode: str, dtype: torch.dtype, how: How, cache: str | None) -> Race:
+    sizes = {"batch": shape.batch, "queries": shape.queries, "keys": shape.keys}
+    work = functools.partial(_work, shape, dtype, how)
+    base = mode.removesuffix(GRAPH)
+    flops = 2 * _PRODUCTS[base] * shape.batch * shape.heads * shape.queries * shape.keys * shape.dim
+    return Race(
+        "qk_norm_attention", mode, shape.text, sizes, str(dtype).removeprefix("torch."), work,
+        1e-4 if dtype == torch.float32 else 0.03, cache=cache, bars=_bars(shape, mode, cache), flops=flops,
+        bytes=_bytes(shape, base, dtype),
+    )  # fmt: skip
 
 
-def _rivals(inputs: Inputs, device: str, backend: str, everything: bool) -> Iterator[Rival]:
-    def on(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
-        return lambda: function(*inputs)
+def _bars(shape: Shape, mode: str, cache: str | None) -> tuple[Bar, ...]:
+    """The goals, on a GPU."""
+    if not shape.bars or cache != "cold":
+        return ()
+    if mode == FORWARD:
+        return (Bar(0.9, _FLASH),)
+    if mode != BOTH:
+        return ()
+    bars = (Bar(1.3 if shape.mask else 1.0, "torch.compile"), Bar(0.75, _FLASH))
+    return (*bars, Bar(1 / 1.05, "atomic")) if shape.everything else bars
 
-    def ours(impl: str) -> Callable[[], Callable[[], Tensor]]:
-        return lambda: on(lambda *given: ops.qk_norm_attention(*given, impl=impl))
 
-    yield Rival("reference", ours("reference"))
-    interpreted = device == "cpu" and dispatch.INTERPRETED
-    if device == "cuda" or interpreted:
-        yield Rival(OURS, ours("triton"), deterministic=True)
-    for name, kernel in _PLAIN.items():
-        settings = functools.partial(sdpa_kernel, kernel)
-        yield Rival(name, lambda: on(_plain_attention), exact=False, settings=settings)
+def _bytes(shape: Shape, mode: str, dtype: torch.dtype) -> int:
+    """Every input read once and every output written once; a backward reads the output too."""
+    queries = shape.batch * shape.queries * shape.heads * shape.dim
+    keys = 2 * shape.batch * shape.keys * shape.kv_heads * shape.dim
+    forward, backward = 2 * queries + keys, 4 * queries + 2 * keys
+    return dtype.itemsize * {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[mode]
+
+
+@functools.lru_cache(maxsize=1)
+def _work(shape: Shape, dtype: torch.dtype, how: How) -> Work:
+    device = how.device
+    q = randn(device, shape.batch, shape.queries, shape.heads, shape.dim).to(dtype)
+    k, v = (randn(device, shape.batch, shape.keys, shape.kv_heads, shape.dim, seed=i).to(dtype) for i in (1, 2))
+    gradient = randn(device, *q.shape, seed=4).to(dtype)
+    mask = randn(device, shape.batch, shape.keys, seed=3) < 1.5 if shape.mask else None
+    if mask is not None:
+        mask[:, 0] = True
+    log_scale = torch.full((shape.heads,), 2.0, device=device)
+    # Other memory and another order; drawing anew would take longer than the race.
+    inputs = [
+        (*(x.roll(number, 1).requires_grad_() for x in (q, k, v)), log_scale.clone().requires_grad_(), mask)
+        for number in range(_SETS)
+    ]
+    return Work(inputs, list(_rivals(shape, dtype, mask, how)), [gradient.roll(i, 1) for i in range(_SETS)])
+
+
+def _rivals(shape: Shape, dtype: torch.dtype, mask: Tensor | None, how: How) -> Iterator[Rival]:
+    gpu, fixed = how.device == "cuda", functools.partial(deterministic, how.device)
+    if dtype != torch.float32:
+        yield Rival("eager, float32", lambda: functools.partial(ops.qk_norm_attention, impl="reference"))
+    else:
+        yield Rival("eager", lambda: _sdpa_attention)
+    yield Rival("ours", lambda: ops.qk_norm_attention, deterministic=True)
+    if dtype != torch.float32:
+        yield Rival("eager", lambda: _sdpa_attention)
+    yield Rival("eager, deterministic", lambda: _sdpa_attention, deterministic=True, settings=fixed)
+    if gpu:
+        for name, kernel in _LIMITS.items():
+            settings = functools.partial(sdpa_kernel, kernel)
+            yield Rival(name, lambda: _plain_attention, exact=False, settings=settings)
+        yield Rival("xformers", _xformers)
+        if mask is None:
+            yield Rival("flash-attn", _flash_attn)
+    else:
+        for name, kernel in (("SDPA math", SDPBackend.MATH), ("SDPA flash", SDPBackend.FLASH_ATTENTION)):
+            yield Rival(name, lambda: _sdpa_attention, settings=functools.partial(sdpa_kernel, kernel))
     forms = {"torch.compile": _sdpa_attention}
-    if inputs.key_mask is not None:
+    if gpu and mask is not None:
         # What admits grouped heads and a mask is slow on most devices, and copying keys and values is the way around.
         forms["torch.compile, keys repeated"] = _repeated_attention
     for name, function in forms.items():
-        yield Rival(name, lambda f=function: on(compiled(f, backend)), slow=True)
-    if everything:
-        yield Rival("FlexAttention", lambda: on(_flex_attention(inputs, backend)), slow=True)
-        yield Rival(
-            "deterministic torch.compile", lambda: on(_compiled_deterministically(function, backend)),
-            deterministic=True, settings=deterministic, slow=True,
-        )  # fmt: skip
-        if device == "cuda" or interpreted:
-            yield from _atomic_rivals(on, inputs.q.dtype)
+        yield Rival(name, lambda f=function: compiled(f, how), settings=repeatable_backward, slow=True)
+    if not shape.everything:
+        return
+    yield Rival("FlexAttention", lambda: _flex_attention(shape, mask, how), slow=True)
+
+    def build() -> Callable:
+        require_deterministic_compile()
+        return compiled(function, how)
+
+    yield Rival("torch.compile, deterministic", build, deterministic=True, settings=fixed, slow=True)
+    if gpu:
+        yield from _atomic_rivals(dtype)
 
 
-def _atomic_rivals(on: Callable, dtype: torch.dtype) -> Iterator[Rival]:
+def _atomic_rivals(dtype: torch.dtype) -> Iterator[Rival]:
     from wireframe.bench.atomic_attention import TILES, TILES_FP32, atomic_attention
 
     for tile in TILES_FP32 if dtype == torch.float32 else TILES:
         name = f"atomic, {tile.block_m} x {tile.block_n}"
-        yield Rival(name, lambda tile=tile: on(lambda *given: atomic_attention(*given, tile)), slow=True)
+        yield Rival(name, lambda tile=tile: lambda *given: atomic_attention(*given, tile), slow=True)
 
 
 def _heads_first(x: Tensor, group: int = 1) -> Tensor:
@@ -159,15 +238,13 @@ def _repeated_attention(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_
     ).transpose(1, 2)
 
 
-def _flex_attention(inputs: Inputs, backend: str) -> Callable[..., Tensor]:
+def _flex_attention(shape: Shape, key_mask: Tensor | None, how: How) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     block_mask = None
-    if inputs.key_mask is not None:
-        key_mask = inputs.key_mask
-        batch, keys = key_mask.shape
+    if key_mask is not None:
         block_mask = create_block_mask(
-            lambda b, h, i, j: key_mask[b, j], batch, None, inputs.q.shape[1], keys, device=key_mask.device.type
+            lambda b, h, i, j: key_mask[b, j], shape.batch, None, shape.queries, shape.keys, device=how.device
         )
 
     def attend(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, _: Tensor | None) -> Tensor:
@@ -175,42 +252,29 @@ def _flex_attention(inputs: Inputs, backend: str) -> Callable[..., Tensor]:
         heads_first = map(_heads_first, (unit_q, unit_k, v))
         return flex_attention(*heads_first, block_mask=block_mask, scale=1.0, enable_gqa=True).transpose(1, 2)
 
-    return compiled(attend, backend)
+    return compiled(attend, how)
 
 
-def _compiled_deterministically(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
-    gpu_timing.require_deterministic_compile()
-    return compiled(function, backend)
+def _flash_attn() -> Callable[..., Tensor]:
+    attend = package("flash_attn", "flash-attn").flash_attn_func
+
+    def run(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, _: None) -> Tensor:
+        return attend(*_normalised(q, k, log_scale), v, softmax_scale=1.0)
+
+    return run
 
 
-def goals(rows: list[dict]) -> list[str]:
-    """The goals, each beside what was measured; of several forms of a rival the fastest counts."""
-    lines = []
-    both, forward = f"{_OP} forward + backward", f"{_OP} forward"
-    for sizes in _GOALS:
-        masked, plain = (Shape(*sizes, mask).text(torch.bfloat16) for mask in (True, False))
+def _xformers() -> Callable[..., Tensor]:
+    attend = package("xformers.ops", "xformers").memory_efficient_attention
 
-        def speed(op: str, shape: str, rival: str, rival_shape: str | None = None) -> float | None:
-            return ratio(best(rows, op, rival_shape or shape, rival), best(rows, op, shape, OURS))
+    def run(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> Tensor:
+        unit_q, unit_k = _normalised(q, k, log_scale)
+        group = q.shape[2] // k.shape[2]
+        bias = None
+        if key_mask is not None:
+            bias = torch.zeros(key_mask.shape, dtype=q.dtype, device=q.device).masked_fill(~key_mask, -torch.inf)
+            bias = bias[:, None, None, :].expand(-1, q.shape[2], q.shape[1], -1)
+        keys, values = (x.repeat_interleave(group, 2) for x in (unit_k, v))
+        return attend(unit_q, keys, values, attn_bias=bias, scale=1.0)
 
-        for shape, bound in ((masked, 1.3), (plain, 1.0)):
-            value = speed(both, shape, "torch.compile")
-            lines.append(goal(f"{both}, {shape}, speed / torch.compile", value, bound, " x"))
-        for op, bound in ((forward, 0.9), (both, 0.75)):
-            for shape in (plain, masked):
-                value = speed(op, shape, _FLASH, plain)
-                lines.append(goal(f"{op}, {shape}, speed / flash without norm and mask", value, bound, " x"))
-        # Atomics are a rival where all are.
-        for shape in (plain, masked) if sizes == _GOALS[0] else ():
-            value = ratio(best(rows, both, shape, OURS), best(rows, both, shape, "atomic"))
-            lines.append(goal(f"{both}, {shape}, time / atomic", value, 1.05, " x", at_least=False))
-    return lines
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measures; without CUDA it says so and returns 0."""
-    return gpu_timing.main("attention", __doc__, problems, goals, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from wireframe.arguments import add_workers, path, positive
+from wireframe.arguments import add_workers, path, positive, threads
 from wireframe.errors import ConfigError, WireframeError
 from wireframe.files import check_target
 
@@ -13,16 +13,35 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     # What wireframe.kernels.launch plans for, and no import for --help.
     architectures = (80, 86, 89, 90)
     command.add_argument(
-        "part", choices=("static", "step"),
-        help="static: compile every kernel without a GPU and report; step: time whole steps of training on a GPU, or "
-        "with --model say what they ask of one",
+        "part", choices=("kernels", "pipeline", "step", "static", "report"),
+        help="kernels: every operation beside its rivals; pipeline: from a scene to its wireframe, the model, prepare; "
+        "step: whole steps of training on a GPU, or with --model say what they ask of one; static: compile every "
+        "kernel without a GPU and report; report: tables, plots and a page of what was measured",
     )  # fmt: skip
-    command.add_argument("--out", type=path, help="file for the report or the rows; rows that are there stay in it")
+    command.add_argument(
+        "--out", type=path,
+        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline: "
+        "bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
+    )  # fmt: skip
+    timed = command.add_argument_group("kernels, pipeline, step")
+    timed.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda (kernels, pipeline: cpu without a GPU)")
+    timed.add_argument("--small", action="store_true", help="small shapes, to see that it runs; kept with --out alone")
+    timed.add_argument("--seconds", type=float, help="after this time compile no further rival")
+    timed.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
+    suite = command.add_argument_group("kernels, pipeline")
+    suite.add_argument("-k", metavar="EXPR", help="only these, as pytest -k takes it: 'sinkhorn and not graph'")
+    suite.add_argument("--repeats", type=positive, help="rounds; more of short calls, fewer of long ones (default 9)")
+    suite.add_argument("--threads", type=threads, help="of the CPU (default: torch's own choice)")
+    suite.add_argument("--grow", action="store_true", help="also growth with points, scenes, segments, threads")
+    suite.add_argument("--json", type=path, metavar="FILE", help="pytest-benchmark's own report")
     static = command.add_argument_group("static")
     static.add_argument(
         "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
     )
-    static.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
+    static.add_argument(
+        "--check", type=path, metavar="REPORT",
+        help="compile what may have changed, and compare (report: whether the tables in this Markdown are as rows say)",
+    )  # fmt: skip
     static.add_argument(
         "--table", action="store_true", help="compile nothing: the committed report's main kernels, as Markdown"
     )
@@ -31,14 +50,14 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
     step.add_argument("--rounds", type=positive, default=5, help="turns of each provider (default 5)")
     step.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
-    step.add_argument("--seconds", type=float, help="after this time compile no further rival")
-    step.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: wall clock, to try it out")
-    step.add_argument("--small", action="store_true", help="the smoke recipe, to see that it runs")
-    step.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
     model = command.add_argument_group("step --model")
     model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
     model.add_argument("--of", choices=("ours", "plain"), default="ours", help="ours, or the model in plain PyTorch")
     model.add_argument("--list", action="store_true", help="every operation")
+    report = command.add_argument_group("report")
+    report.add_argument("--readme", type=path, metavar="FILE", help="Markdown whose tables <!-- bench:NAME --> to make")
+    report.add_argument("--rows", type=path, nargs="+", help="files or folders of rows (those of the checkout)")
+    report.add_argument("--plots", type=path, metavar="FOLDER", help="for PNG files (docs/bench of the checkout)")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -46,6 +65,17 @@ def bench(arguments: argparse.Namespace) -> int:
     # Minutes before it would be written.
     if out and not check_target(out).parent.is_dir():
         raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
+    if arguments.part in ("kernels", "pipeline"):
+        if arguments.model:
+            raise ConfigError("--model goes with step")
+        from wireframe.bench import runner
+
+        return runner.run(arguments)
+    if arguments.part == "report":
+        from wireframe.bench import report
+
+        return report.run(arguments)
+    arguments.device = arguments.device or "cuda"
     if arguments.part == "step":
         if arguments.model:
             if arguments.small or arguments.device != "cuda":

@@ -1,139 +1,170 @@
-"""Times fusion, sampling and graph building against their references and rivals: ``python -m wireframe.bench.fusion``.
+"""Races of fusion, sampling, reading and graph building against their NumPy references and other packages.
 
-Scene: 6 usable views of 768 x 576 with depth in all of them, 40k COLMAP points, 20k depth points a view. All
-providers of a part run in turn on the same input, so a ratio compares neighbours in time. On ``--device cuda`` whole
-batches of scenes run on the GPU, against the native CPU implementation.
+The scene is that of ``bench/pipeline.py``. On a GPU whole batches of scenes run there, beside the native code on the
+CPU. Rivals that do about the same work, and not the same, are named by what they do.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import importlib.util
+import functools
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wireframe.batched import sample_scenes
-from wireframe.bench.gpu_timing import CudaClock
-from wireframe.bench.pipeline import BARS, FUSE, MERGE, SMALL, Setup, noisy_segments
-from wireframe.bench.timing import (
-    Case,
-    append_rows,
-    describe_machine,
-    heading,
-    measure,
-    milliseconds,
-    result,
-    wall_ms,
-)
+from wireframe.bench.pipeline import SEED, Setup, decoded, noisy_segments, own_rivals, setup_of
+from wireframe.bench.race import Bar, How, Race, Rival, Work, package
 from wireframe.classes import GESTALT_NAMES, ids_to_colors
-from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig
-from wireframe.kernels import native, ops
-from wireframe.sampling import sample_points
-from wireframe.scene import Scene, read_scene
+from wireframe.kernels import ops
+from wireframe.merging import unique_edges
+from wireframe.scene import read_scene
 from wireframe.scene_batch import SceneBatch
 from wireframe.synth import make_scene
 
-_SEED, _INDEX = 0, 9
-GPU = "native, cuda"
-
-# Bars against a rival; those in milliseconds are pipeline.BARS.
-RATIOS = {"farthest_point_sample": "<= fpsample", "parse_points3d": "<= np.loadtxt / 10"}
+_SUBSET = 50_000
+_VOXEL = 0.05
 
 
-class _Rivals:
-    """The providers of a part: native with all threads and with one, then the reference."""
+class Stage(NamedTuple):
+    """Batch and points of the scenes, and what each operation gives to the next."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-
-    def call(self, part: str, shape: str, run: Callable) -> list[Case]:
-        """``run`` takes the keywords impl and threads."""
-        settings = [(f"native, {self._threads} threads", "native", self._threads), ("native, 1 thread", "native", 1),
-                    ("reference", "reference", None)]  # fmt: skip
-        return [
-            Case(part, provider, shape, lambda impl=impl, threads=threads: run(impl=impl, threads=threads))
-            for provider, impl, threads in settings
-        ]
-
-    def op(self, name: str, shape: str, *arguments: object) -> list[Case]:
-        return self.call(name, shape, lambda **how: getattr(ops, name)(*arguments, **how))
+    batch: SceneBatch
+    mask: Tensor
+    limits: Tensor
+    xyz: Tensor  # [P, 3]
+    offsets: Tensor
+    source: Tensor
+    votes: Any
+    group_id: Tensor
 
 
-def cpu_groups(scene: Scene, setup: Setup, threads: int) -> Iterator[list[Case]]:
-    """The rivals of each part, in the order of the chain."""
-    rivals = _Rivals(threads)
-    count, num_points = setup.depth_points_per_view, setup.model.num_points
-    maps = f"{len(scene.views)} x {scene.views[0].ade.shape[1]} x {scene.views[0].ade.shape[0]}"
-    yield rivals.call(
-        FUSE, maps, lambda **how: sample_points(fuse_views(scene, count, **how), num_points, **how)
-    )
+@functools.lru_cache(maxsize=1)
+def _stage(setup: Setup) -> Stage:
+    scene = decoded(setup)
     batch = SceneBatch.from_scenes([scene])
     mask, limits = ops.house_mask(batch), ops.clip_limits(batch)
-    yield rivals.op("house_mask", maps, batch)
-    yield rivals.op("clip_limits", maps, batch)
-    yield rivals.op("depth_points", f"{maps} -> {count} a view", batch, mask, limits, count)
-    xyz = torch.cat([batch.points, ops.depth_points(batch, mask, limits, count)[0].flatten(0, 1)])
+    drawn = ops.depth_points(batch, mask, limits, setup.depth_points_per_view)[0].flatten(0, 1)
+    xyz = torch.cat([batch.points, drawn])
+    if len(xyz) != setup.candidates:
+        raise ValueError(f"{len(xyz)} points, not the {setup.candidates} that are stated")
     offsets = torch.tensor([0, len(xyz)])
-    cloud = f"{len(xyz)} points"
-    yield rivals.op("vote_labels", f"{cloud} x {len(scene.views)} views", batch, xyz, offsets)
+    source = (torch.arange(len(xyz)) >= len(batch.points)).to(torch.uint8)
     votes = ops.vote_labels(batch, xyz, offsets)
-    labels = (votes.visible_src, votes.visible_id, votes.behind)
-    yield rivals.op("point_tiers", cloud, *labels)
-    group_id, _ = ops.point_tiers(*labels)
-    source = (torch.arange(len(xyz)) >= len(scene.points)).to(torch.uint8)
-    ragged = (votes.n_views_voted > 0, offsets, batch.keys)
-    yield rivals.op("centre_and_scale", cloud, xyz, source, *ragged)
-    yield rivals.op("priority_sample", f"{cloud} -> {num_points}", source, group_id, *ragged, num_points)
-    yield from _reading_groups(scene, rivals)
-    yield from _subset_groups(xyz, num_points, rivals)
+    return Stage(batch, mask, limits, xyz, offsets, source, votes, ops.point_tiers(*_labels(votes))[0])
 
 
-def _reading_groups(scene: Scene, rivals: _Rivals) -> Iterator[list[Case]]:
-    gestalt = scene.views[0].gestalt
-    image = torch.from_numpy(ids_to_colors(np.minimum(gestalt, len(GESTALT_NAMES) - 1), "gestalt"))
-    yield rivals.op("colors_to_ids", f"{image.shape[1]} x {image.shape[0]}", image, "gestalt")
+def _labels(votes: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return votes.visible_src, votes.visible_id, votes.behind
+
+
+def _arguments(setup: Setup) -> dict[str, Callable[[Stage], tuple]]:
+    """By operation, its arguments; in the order of the chain."""
+
+    def ragged(s: Stage) -> tuple:
+        return s.votes.n_views_voted > 0, s.offsets, s.batch.keys
+
+    count, points = setup.depth_points_per_view, setup.model.num_points
+    return {
+        "house_mask": lambda s: (s.batch,),
+        "clip_limits": lambda s: (s.batch,),
+        "depth_points": lambda s: (s.batch, s.mask, s.limits, count),
+        "vote_labels": lambda s: (s.batch, s.xyz, s.offsets),
+        "point_tiers": lambda s: _labels(s.votes),
+        "centre_and_scale": lambda s: (s.xyz, s.source, *ragged(s)),
+        "priority_sample": lambda s: (s.source, s.group_id, *ragged(s), points),
+    }
+
+
+def races(how: How) -> Iterator[Race]:
+    """On a GPU batches and operations there; on a CPU every operation from the files to the graph."""
+    setup = setup_of(how)
+    if how.device == "cuda":
+        yield from _cuda_races(setup, how)
+        return
+    more = {
+        "depth_points": [Rival("cv2.depthTo3d, all pixels, per camera", lambda: _depth_to_3d(setup), exact=False)],
+        "vote_labels": [Rival("cv2.projectPoints + bincount, gestalt alone", _project_points, exact=False)],
+    }
+    for op, arguments in _arguments(setup).items():
+        on_maps = op in ("house_mask", "clip_limits", "depth_points")
+        shape = setup.maps if on_maps else f"{setup.candidates} points, {setup.scene.views_range[1]} views"
+        make = functools.partial(_operation, op, arguments, setup, more.get(op, []))
+        yield Race(op, "forward", shape, setup.sizes, "float32", make)
+    yield from _reading_races(setup, how)
+    yield from _subset_races(setup, how)
+    for count in (64, 128, 256) if how.grow else (64,):
+        make = functools.partial(_merging, setup, count)
+        bars = () if how.small or count > 64 else (Bar(0.2),)
+        yield Race("merge_vertices", "forward", f"{count} segments", {"segments": count}, "float64", make, bars=bars)
+
+
+def _run(op: str) -> Callable:
+    return getattr(ops, op)
+
+
+def _operation(op: str, arguments: Callable[[Stage], tuple], setup: Setup, more: list[Rival]) -> Work:
+    return Work([arguments(_stage(setup))], [*own_rivals(_run(op)), *more])
+
+
+def _depth_to_3d(setup: Setup) -> Callable:
+    cv2 = package("cv2", "opencv-python")
+    views = decoded(setup).views
+
+    def run(*_: object) -> list[np.ndarray]:
+        return [cv2.depthTo3d(view.depth, view.K.astype(np.float64)) for view in views]
+
+    return run
+
+
+def _project_points() -> Callable:
+    cv2 = package("cv2", "opencv-python")
+
+    def run(batch: SceneBatch, xyz: Tensor, offsets: Tensor) -> np.ndarray:
+        points, classes = xyz.numpy(), len(GESTALT_NAMES)
+        keys = []
+        for (_, _, height, width, start, *_), K, R, t in zip(batch.views.tolist(), batch.K, batch.R, batch.t):
+            rotation = cv2.Rodrigues(R.numpy().astype(np.float64))[0]
+            camera = (t.numpy().astype(np.float64), K.numpy().astype(np.float64))
+            pixels, _ = cv2.projectPoints(points, rotation, *camera, None)
+            x, y = np.rint(pixels[:, 0]).T
+            ahead = points @ R[2].numpy() + float(t[2]) > 0
+            seen = np.flatnonzero(ahead & (x >= 0) & (x < width) & (y >= 0) & (y < height))
+            place = start + y[seen].astype(np.int64) * width + x[seen].astype(np.int64)
+            label = np.minimum(batch.gestalt.numpy()[place], classes - 1)
+            keys.append(seen * classes + label)
+        votes = np.bincount(np.concatenate(keys), minlength=len(points) * classes).reshape(-1, classes)
+        return votes.argmax(1)
+
+    return run
+
+
+def _reading_races(setup: Setup, how: How) -> Iterator[Race]:
+    width, height, points = setup.scene.width, setup.scene.height, setup.scene.colmap_points
+    sizes = {"width": width, "height": height}
+    yield Race("colors_to_ids", "forward", f"{width} x {height}", sizes, "uint8", functools.partial(_colours, setup))
     for digits in (17, 7):
-        text, shape = points3d_text(scene.points, digits), f"{len(scene.points)} lines, {digits} digits"
-
-        def loadtxt(text: bytes = text) -> np.ndarray:
-            return np.loadtxt(io.BytesIO(text), usecols=(1, 2, 3), dtype=np.float64)
-
-        yield [*rivals.op("parse_points3d", shape, text), Case("parse_points3d", "np.loadtxt", shape, loadtxt)]
+        shape, make = f"{points} lines, {digits} digits", functools.partial(_parsing, setup, digits)
+        bars = () if how.small else (Bar(10.0, "np.loadtxt"),)
+        yield Race("parse_points3d", "forward", shape, {"points": points}, "float32", make, bars=bars)
 
 
-def _subset_groups(xyz: torch.Tensor, num_points: int, rivals: _Rivals) -> Iterator[list[Case]]:
-    order = torch.randperm(len(xyz), generator=torch.Generator().manual_seed(0))
-    cloud = xyz[order[:50_000]].contiguous()
-    part, shape = "farthest_point_sample", f"{len(cloud)} -> {num_points}"
-    # The plain reference takes seconds at this size.
-    group = [Case(part, "native, 1 thread", shape,
-                  lambda: ops.farthest_point_sample(cloud, num_points, impl="native", threads=1))]  # fmt: skip
-    if importlib.util.find_spec("fpsample"):
-        from fpsample import bucket_fps_kdline_sampling
-
-        points = cloud.numpy()
-        rival = lambda: bucket_fps_kdline_sampling(points, num_points, h=7)  # noqa: E731
-        group.append(Case(part, "fpsample kdline h=7", shape, rival))
-    yield group
-    yield rivals.op("voxel_sample", f"{len(cloud)} points at 0.05", cloud, 0.05)
+def _colours(setup: Setup) -> Work:
+    ids = [np.minimum(view.gestalt, len(GESTALT_NAMES) - 1) for view in decoded(setup).views]
+    inputs = [(torch.from_numpy(ids_to_colors(i, "gestalt")), "gestalt") for i in ids]
+    return Work(inputs, own_rivals(ops.colors_to_ids))
 
 
-def merge_group(scene: Scene, count: int) -> list[Case]:
-    """Merging the vertices of ``count`` noisy segments."""
-    vertices = torch.from_numpy(noisy_segments(scene, count).reshape(-1, 3).astype(np.float64))
-    edges = torch.arange(2 * count).reshape(-1, 2)
-    thresholds = GraphConfig().merge_thresholds
-    return [
-        Case(MERGE, impl, f"{count} segments",
-             lambda impl=impl: ops.merge_vertices(vertices, edges, thresholds, impl=impl))
-        for impl in ("native", "reference")
-    ]  # fmt: skip
+def _parsing(setup: Setup, digits: int) -> Work:
+    def loadtxt(text: bytes) -> np.ndarray:
+        return np.loadtxt(io.BytesIO(text), usecols=(1, 2, 3), dtype=np.float64)
+
+    rivals = [*own_rivals(ops.parse_points3d), Rival("np.loadtxt", lambda: loadtxt, budget=1e-7)]
+    return Work([(points3d_text(decoded(setup).points, digits),)], rivals)
 
 
 def points3d_text(points: np.ndarray, digits: int) -> bytes:
@@ -146,120 +177,130 @@ def points3d_text(points: np.ndarray, digits: int) -> bytes:
     return "\n".join(lines).encode()
 
 
-def cuda_groups(scenes: list[Scene], setup: Setup, threads: int) -> Iterator[list[Case]]:
-    """Whole batches on the GPU, the native CPU implementation on the same batch, then each operation on the GPU."""
-    count, num_points = setup.depth_points_per_view, setup.model.num_points
-    how = {"num_points": num_points, "depth_points_per_view": count, "impl": "native"}
-    for size in (1, 8, 32):
-        batch = SceneBatch.from_scenes([scenes[i % len(scenes)] for i in range(size)])
-        gpu = batch.to("cuda")
-        yield [
-            Case("sample_scenes", GPU, f"{size} scenes", lambda b=gpu: sample_scenes(b, **how)),
-            Case("sample_scenes", f"native, cpu, {threads} threads", f"{size} scenes",
-                 lambda b=batch: sample_scenes(b, **how, threads=threads)),
-        ]  # fmt: skip
-    mask, limits = ops.house_mask(gpu), ops.clip_limits(gpu)
-    drawn, _ = ops.depth_points(gpu, mask, limits, count)
-    offsets, xyz = drawn.shape[1] * gpu.view_offsets, drawn.flatten(0, 1)
-    votes = ops.vote_labels(gpu, xyz, offsets)
-    labels = (votes.visible_src, votes.visible_id, votes.behind)
-    group_id, _ = ops.point_tiers(*labels)
-    source = torch.ones(len(xyz), dtype=torch.uint8, device="cuda")
-    ragged = (votes.n_views_voted > 0, offsets, gpu.keys)
-    for name, *arguments in (
-        ("house_mask", gpu), ("clip_limits", gpu), ("depth_points", gpu, mask, limits, count),
-        ("vote_labels", gpu, xyz, offsets), ("point_tiers", *labels), ("centre_and_scale", xyz, source, *ragged),
-        ("priority_sample", source, group_id, *ragged, num_points),
-    ):  # fmt: skip
-        shape = f"{len(gpu)} scenes, {len(xyz)} points"
-        yield [Case(name, GPU, shape, lambda name=name, a=arguments: getattr(ops, name)(*a, impl="native"))]
+def _subset_races(setup: Setup, how: How) -> Iterator[Race]:
+    count, points = min(_SUBSET, setup.candidates), setup.model.num_points
+    bars = () if how.small else (Bar(1.0, "fpsample"),)
+    for size in (1024, 2048, 4096, 8192, 16384) if how.grow else (points,):
+        make = functools.partial(_farthest, setup, size, how.small)
+        sizes = {"points": size}
+        yield Race("farthest_point_sample", "forward", f"{count} -> {size}", sizes, "float32", make,
+                   bars=bars if size == points else ())  # fmt: skip
+    make = functools.partial(_voxels, setup)
+    yield Race("voxel_sample", "forward", f"{count} points at {_VOXEL}", {"points": count}, "float32", make)
 
 
-def extra_memory_mb(run: Callable[[], object]) -> float | None:
-    """How far the resident memory of the process rises above where it was while ``run`` runs once; Linux alone."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        before = _status_kb("VmRSS")
-        # Writing 5 resets the high-water mark (proc(5)).
-        Path("/proc/self/clear_refs").write_text("5")
-        kept = run()
-        peak = _status_kb("VmHWM")
-        del kept
-    except (OSError, AttributeError, StopIteration):
-        return None
-    return (peak - before) / 1024
+def _subset(setup: Setup) -> Tensor:
+    xyz = _stage(setup).xyz
+    return xyz[torch.randperm(len(xyz), generator=torch.Generator().manual_seed(0))[:_SUBSET]].contiguous()
 
 
-def _status_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+def _farthest(setup: Setup, count: int, small: bool) -> Work:
+    cloud = _subset(setup)
+
+    def fpsample() -> Callable:
+        sample = package("fpsample", "fpsample").bucket_fps_kdline_sampling
+        points = cloud.numpy()
+        return lambda *_: sample(points, count, h=7, start_idx=0)
+
+    # One thread: every choice needs the one before. The plain reference takes seconds at the full size.
+    own = [rival for rival in own_rivals(ops.farthest_point_sample) if rival.provider != "ours, 1 thread"]
+    rivals = [
+        Rival("fpsample kdline h=7", fpsample, exact=False),
+        Rival("Open3D", lambda: _open3d(cloud, lambda c: c.farthest_point_down_sample(count)), exact=False),
+    ]
+    return Work([(cloud, count)], [*(own if small else own[1:]), *rivals])
 
 
-def format_table(rows: list[dict]) -> str:
-    """Markdown; the ratio is how many times the first provider of a part is faster."""
-    columns = ("part", "shape", "provider", "median ms", "p20-p80", "first is faster by", "bar")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    first: dict = {}
-    for row in rows:
-        key = (row["op"], row["shape"])
-        base = first.setdefault(key, row)
-        low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
-        ratio = "" if row is base else f"{row['p50_ms'] / base['p50_ms']:.2g} x"
-        bar = RATIOS.get(row["op"]) or (f"<= {BARS[row['op']]:g} ms" if row["op"] in BARS else "")
-        bar = bar if row is base else ""
-        cells = (row["op"], row["shape"], row["provider"], middle, f"{low}-{high}", ratio, bar)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _voxels(setup: Setup) -> Work:
+    cloud = _subset(setup)
+    rival = Rival("Open3D, means", lambda: _open3d(cloud, lambda c: c.voxel_down_sample(_VOXEL)), exact=False)
+    return Work([(cloud, _VOXEL)], [*own_rivals(ops.voxel_sample), rival])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, prints the table and appends the rows to ``--out``."""
-    parser = argparse.ArgumentParser(prog="python -m wireframe.bench.fusion", description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds of each part (default 9)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of the native CPU code")
-    parser.add_argument("--small", action="store_true", help="a small scene, to see that it runs")
-    parser.add_argument("--out", metavar="FILE", help="append one JSON line a provider to this file")
-    arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("skipped: no CUDA device")
-        return 0
-    setup = SMALL if arguments.small else Setup()
-    machine = describe_machine(arguments.device)
-    print(heading(machine), flush=True)
-    problem = native.problem("_C" if arguments.device == "cpu" else "_C_cuda")
-    if problem is not None:
-        print(f"nothing to measure: {problem}")
-        return 1
-    if arguments.device == "cuda":
-        scenes = [read_scene(make_scene(_SEED, index, setup.scene)) for index in range(4)]
-        groups, clocks = cuda_groups(scenes, setup, arguments.threads), {GPU: CudaClock()}
-    else:
-        scene = read_scene(make_scene(_SEED, _INDEX, setup.scene))
-        _print_memory(scene, setup, arguments.threads)
-        groups, clocks = cpu_groups(scene, setup, arguments.threads), {}
-        groups = [*groups, merge_group(scene, 64)]
-    rows = []
-    for group in groups:
-        clock = clocks.get(group[0].provider, wall_ms)
-        for case, times in zip(group, measure(group, arguments.repeats, clock)):
-            rows.append(result(case, times, machine))
-            if arguments.out:
-                append_rows(arguments.out, rows[-1:])
-    print(f"\n{format_table(rows)}")
-    return 0
+def _open3d(xyz: Tensor, sample: Callable) -> Callable:
+    o3d = package("open3d", "open3d")
+    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(xyz.double().numpy()))
+    return lambda *_: sample(cloud)
 
 
-def _print_memory(scene: Scene, setup: Setup, threads: int) -> None:
-    fuse_views(scene, 10)
-    extra = extra_memory_mb(
-        lambda: sample_points(
-            fuse_views(scene, setup.depth_points_per_view, threads=threads), setup.model.num_points, threads=threads
-        )
-    )
-    text = "not measured on this system" if extra is None else f"{extra:.1f} MB"
-    print(f"extra memory of {FUSE}: {text} (bar <= 40 MB)")
+def _merging(setup: Setup, count: int) -> Work:
+    """Merging the vertices of ``count`` noisy segments."""
+    vertices = torch.from_numpy(noisy_segments(decoded(setup), count).reshape(-1, 3).astype(np.float64))
+    edges = torch.arange(2 * count).reshape(-1, 2)
+
+    def run(*inputs: Any, impl: str = "auto", threads: int | None = None) -> tuple[Tensor, Tensor]:
+        return ops.merge_vertices(*inputs, impl=impl)
+
+    own = [rival for rival in own_rivals(run) if rival.provider != "ours, 1 thread"]
+    rivals = [*own, Rival("SciPy", _scipy_merging, budget=1e-12)]
+    return Work([(vertices, edges, GraphConfig().merge_thresholds)], rivals)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _scipy_merging() -> Callable:
+    """The same passes by a tree of SciPy and its components."""
+    tree, graph, sparse = (package(f"scipy.{name}", "scipy") for name in ("spatial", "sparse.csgraph", "sparse"))
+
+    def merge(vertices: Tensor, edges: Tensor, thresholds: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        points, pairs = vertices.numpy(), edges.numpy()
+        for threshold in thresholds:
+            near = tree.cKDTree(points).query_pairs(threshold, output_type="ndarray")
+            linked = sparse.coo_matrix((np.ones(len(near)), near.T), shape=2 * (len(points),))
+            clusters, label = graph.connected_components(linked, directed=False)
+            sums = np.zeros((clusters, 3))
+            np.add.at(sums, label, points)
+            points, pairs = sums / np.bincount(label)[:, None], label[pairs]
+        return points, unique_edges(pairs)
+
+    return merge
+
+
+def _cuda_races(setup: Setup, how: How) -> Iterator[Race]:
+    for batch in (1, 8, 32):
+        make = functools.partial(_batches, setup, batch, how.threads)
+        sizes = {**setup.sizes, "batch": batch}
+        yield Race("sample_scenes", "forward", f"{batch} scenes, {setup.maps}", sizes, "float32", make, host=True,
+                   cache="cold")  # fmt: skip
+    for op, arguments in _arguments(setup).items():
+        make = functools.partial(_on_cuda, op, arguments, setup)
+        yield Race(op, "forward", f"8 scenes, {setup.maps}", {**setup.sizes, "batch": 8}, "float32", make, host=True,
+                   cache="cold")  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def _batch(setup: Setup, size: int) -> SceneBatch:
+    scenes = [read_scene(make_scene(SEED, index, setup.scene)) for index in range(min(size, 4))]
+    return SceneBatch.from_scenes([scenes[i % len(scenes)] for i in range(size)])
+
+
+def _batches(setup: Setup, size: int, threads: int) -> Work:
+    batch = _batch(setup, size)
+    how = {"num_points": setup.model.num_points, "depth_points_per_view": setup.depth_points_per_view, "impl": "native"}
+    rivals = [
+        Rival(f"ours, CPU, {threads} threads", lambda: lambda gpu, cpu: sample_scenes(cpu, **how, threads=threads)),
+        Rival("ours", lambda: lambda gpu, cpu: sample_scenes(gpu, **how)),
+    ]
+    return Work([(batch.to("cuda"), batch)], [rival._replace(deterministic=True, budget=0.0) for rival in rivals])
+
+
+@functools.lru_cache(maxsize=1)
+def _stages(setup: Setup) -> tuple[Stage, Stage]:
+    """Eight scenes on the GPU and on the CPU."""
+    return tuple(_depth_stage(setup, batch) for batch in (_batch(setup, 8).to("cuda"), _batch(setup, 8)))
+
+
+def _depth_stage(setup: Setup, batch: SceneBatch) -> Stage:
+    mask, limits = ops.house_mask(batch), ops.clip_limits(batch)
+    drawn, _ = ops.depth_points(batch, mask, limits, setup.depth_points_per_view)
+    offsets, xyz = drawn.shape[1] * batch.view_offsets, drawn.flatten(0, 1)
+    source = torch.ones(len(xyz), dtype=torch.uint8, device=xyz.device)
+    votes = ops.vote_labels(batch, xyz, offsets)
+    return Stage(batch, mask, limits, xyz, offsets, source, votes, ops.point_tiers(*_labels(votes))[0])
+
+
+def _on_cuda(op: str, arguments: Callable[[Stage], tuple], setup: Setup) -> Work:
+    rivals = [
+        Rival("ours, CPU", lambda: lambda gpu, cpu: _run(op)(*cpu, impl="native")),
+        Rival("ours", lambda: lambda gpu, cpu: _run(op)(*gpu, impl="native")),
+    ]
+    inputs = tuple(map(arguments, _stages(setup)))
+    return Work([inputs], [rival._replace(deterministic=True, budget=0.0) for rival in rivals])

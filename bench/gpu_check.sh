@@ -9,8 +9,8 @@
 #   bash bench/gpu_check.sh step-3                 the same of stage 3
 # Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement, to which calls that
 # name their steps add.
-# Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest and a C++ compiler; no network, and nothing is
-# installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
+# Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest, pytest-benchmark and a C++ compiler; no network, and
+# nothing is installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
 # Every step has its own time limit and the sum is below 9 minutes for each of these calls. A failed step does not stop
 # the next ones; the exit status is 1 if any failed. Without a CUDA device the steps say "skipped: no CUDA device".
 set -uo pipefail
@@ -165,6 +165,11 @@ step-tests() {
 # Every row is written when it is there, and the goals' rivals come first: the limit costs the last ones at most.
 step-table() { "$PYTHON" -m wireframe bench step --stage "$1" --seconds 330 --out "$ROWS"; }
 
+# races PART SECONDS EXPRESSION: every race's rows are written when it is over.
+races() {
+    "$PYTHON" -m wireframe bench "$1" --device cuda --repeats 3 --seconds "$2" -k "$3" --out "$ROWS"
+}
+
 # The rows of the README's table; it needs pyarrow and safetensors.
 fingerprint() {
     "$PYTHON" -m wireframe verify --rerun smoke --steps 3 --device cuda --threads 1 &&
@@ -173,7 +178,7 @@ fingerprint() {
 
 # timeout starts programs, not functions.
 export PYTHON ROWS
-export -f machine build gpu_tests parts_said kernels contract fingerprint step-tests step-table
+export -f machine build gpu_tests parts_said kernels contract fingerprint step-tests step-table races
 
 cuda=unknown
 step machine 15 bash -c machine
@@ -183,11 +188,11 @@ step build 50 bash -c build
 step tests 50 bash -c "gpu_tests tests/test_gpu.py tests/test_gpu_fusion.py"
 step kernels 95 bash -c kernels
 step sanitizer 40 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
-# The benchmarks of the operations compile no further rival after their time, and name what they left out.
-step attention 125 "$PYTHON" -m wireframe.bench.attention --seconds 90 --out "$ROWS"
-step transport 75 "$PYTHON" -m wireframe.bench.transport --seconds 45 --out "$ROWS"
-step model 25 "$PYTHON" -m wireframe.bench.model --out "$ROWS"
-step fusion 25 "$PYTHON" -m wireframe.bench.fusion --device cuda --out "$ROWS"
+# The benchmarks compile no further rival after their time, and name what they left out.
+step attention 125 bash -c "races kernels 60 qk_norm"
+step transport 75 bash -c "races kernels 35 'sinkhorn or segment_matching'"
+step model 25 bash -c "races pipeline 1 perceiver"
+step fusion 30 bash -c "races kernels 1 'not (qk_norm or sinkhorn or segment_matching)'"
 
 by-name() { [[ $wanted != *" $1 "* ]] || step "$@"; }
 

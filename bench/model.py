@@ -1,61 +1,127 @@
-"""Times the model at inference on a CUDA device: ``python -m wireframe.bench.model``.
+"""Races of the Perceiver: one scene at inference, and on a CPU forward, loss and backward of a batch.
 
-In float32, as ``predict`` runs it, with the operations that ``impl="auto"`` takes: our Triton kernels, called one by
-one. A call is timed by CUDA events behind a write of 256 MiB, so it starts from a cold L2 cache; launches of the host
-count where they are slower than the device. The operations have benchmarks of their own, ``attention.py`` and
-``transport.py``, and so have the steps of training: ``wireframe bench step``.
+The rival is the same architecture in plain PyTorch with the same weights, eager and compiled. Weights that a new model
+has at zero are drawn, so that every branch counts in what is compared. Without dropout, whose masks would differ. Whole
+steps of training on a GPU have a benchmark of their own, ``wireframe bench step``.
 """
 
 from __future__ import annotations
 
-import argparse
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wireframe.bench.gpu_timing import clock, peak_mib, rounds
-from wireframe.bench.timing import (
-    Case,
-    append_rows,
-    describe_machine,
-    heading,
-    measure,
-    milliseconds,
-    result,
-)
-from wireframe.kernels.determinism import prepare_process
+from wireframe.bench.pipeline import Setup, sampled, setup_of
+from wireframe.bench.plain_model import PlainPerceiver, plain_loss
+from wireframe.bench.race import BOTH, FORWARD, Bar, How, Race, Rival, Work, require_deterministic_compile
+from wireframe.kernels.cpu_products import has_bfloat16_products
+from wireframe.kernels.determinism import deterministic
 from wireframe.perceiver import Perceiver, PerceiverConfig
+from wireframe.train.config import AugmentConfig, LossConfig
+from wireframe.train.data import Batch, TrainingSet
+from wireframe.train.loss import scene_losses
+
+_SETS = 3
+# What products of 8 bits may do to an output or a gradient.
+_HALF_BUDGET = 0.1
 
 
-class Sizes(NamedTuple):
-    """The model and the points of its scene; the defaults are the published ones."""
-
-    model: PerceiverConfig = PerceiverConfig()
-    points: int = 4096
-
-
-SMALL = Sizes(
-    PerceiverConfig(hidden=32, ff=48, latent_tokens=8, latent_layers=2, decoder_layers=1, segments=8), 64
-)  # fmt: skip
-
-
-def inference(device: str, sizes: Sizes) -> Case:
-    """One scene at inference."""
-    model, points = Perceiver(sizes.model).to(device).eval(), random_points(device, sizes.points)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(points)
-
-    return Case("Perceiver forward", "ours, eager, fp32", f"1 x {sizes.points}", forward)
+def races(how: How) -> Iterator[Race]:
+    """Inference; on a CPU the training step too; then growth with points and with scenes."""
+    setup, gpu = setup_of(how), how.device == "cuda"
+    bars = () if how.small or gpu else (Bar(60.0), Bar(1.0, "torch.compile"))
+    yield _forward(setup, how, 1, setup.model.num_points, bars)
+    if not gpu:
+        scenes, points = setup.training_scenes, setup.training_points
+        yield Race(
+            "training step", BOTH, f"{scenes} x {points}, no dropout", {"batch": scenes, "points": points}, "float32",
+            functools.partial(_step, setup, how), budget=1e-3, bars=bars[1:],
+        )  # fmt: skip
+    for points in (1024, 2048, 4096, 8192, 16384) if how.grow else ():
+        yield _forward(setup, how, 1, points, compiling=False)
+    for batch in (4, 16, 64, 128) if how.grow else ():
+        yield _forward(setup, how, batch, setup.training_points, compiling=False)
 
 
-def random_points(device: str, points: int) -> dict[str, Tensor]:
-    """A scene of points with random labels."""
-    g = torch.Generator().manual_seed(0)
-    shape = (1, points)
-    batch = {
+def _forward(setup: Setup, how: How, batch: int, points: int, bars: tuple = (), compiling: bool = True) -> Race:
+    return Race(
+        "perceiver", FORWARD, f"{batch} x {points}", {"batch": batch, "points": points}, "float32",
+        functools.partial(_inference, setup.model, batch, points, how, compiling), budget=1e-3, host=True,
+        cache="cold" if how.device == "cuda" else None, bars=bars,
+    )  # fmt: skip
+
+
+def _inference(config: PerceiverConfig, batch: int, points: int, how: How, compiling: bool) -> Work:
+    ours, plain = (model.to(how.device).eval() for model in _models(config))
+    inputs = [(random_points(how.device, batch, points, number),) for number in range(_SETS)]
+
+    def call(model: Callable, half: bool = False) -> Callable:
+        def run(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            with torch.inference_mode(), torch.autocast(how.device, torch.bfloat16, enabled=half):
+                found = model(given)
+            return tuple(found)[:2]
+
+        return run
+
+    return Work(inputs, list(_rivals(ours, plain, call, how, compiling)))
+
+
+def _rivals(ours: nn.Module, plain: nn.Module, call: Callable, how: How, compiling: bool) -> Iterator[Rival]:
+    """call: gives from a model, and whether its products are bfloat16, the function of a set."""
+
+    def compiled_plain() -> Callable:
+        return torch.compile(plain, backend=how.backend, dynamic=False)
+
+    def fixed_plain() -> Callable:
+        require_deterministic_compile()
+        return call(compiled_plain())
+
+    def half_ours() -> Callable:
+        return call(Perceiver.to(_twin(ours), torch.bfloat16))
+
+    fixed = functools.partial(deterministic, how.device)
+    yield Rival("eager", lambda: call(plain))
+    yield Rival("ours", lambda: call(ours), deterministic=True)
+    if not compiling:
+        return
+    yield Rival("eager, deterministic", lambda: call(plain), deterministic=True, settings=fixed)
+    emulated = how.device == "cpu" and not has_bfloat16_products()
+    half = {"budget": _HALF_BUDGET, "dtype": "bfloat16"}
+    yield Rival(f"ours, bfloat16{', emulated' if emulated else ''}", half_ours, deterministic=True, **half)
+    yield Rival("torch.compile", lambda: call(compiled_plain()), slow=True)
+    yield Rival("torch.compile, deterministic", fixed_plain, deterministic=True, settings=fixed, slow=True)
+    if not emulated:
+        yield Rival("torch.compile, bfloat16", lambda: call(compiled_plain(), True), slow=True, **half)
+
+
+def _twin(model: Perceiver) -> Perceiver:
+    twin = Perceiver(model.config).train(model.training)
+    twin.load_state_dict(model.state_dict())
+    return twin.to(next(model.parameters()).device)
+
+
+def _models(config: PerceiverConfig) -> tuple[Perceiver, PlainPerceiver]:
+    """Ours and the plain one, with equal weights, none of them zero, and without dropout."""
+    config = dataclasses.replace(config, dropout=0.0)
+    ours, plain = Perceiver(config), PlainPerceiver(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in ours.parameters():
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(0.0, 0.02, generator=generator)
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+def random_points(device: str, batch: int, points: int, seed: int = 0) -> dict[str, Tensor]:
+    """Scenes of points with random labels."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, points)
+    found = {
         "xyz_norm": 0.3 * torch.randn(*shape, 3, generator=g),
         "class_id": torch.randint(0, 13, shape, generator=g).to(torch.uint8),
         "source": torch.randint(0, 2, shape, generator=g).to(torch.uint8),
@@ -64,39 +130,31 @@ def random_points(device: str, points: int) -> dict[str, Tensor]:
         "n_views_voted": torch.randint(1, 9, shape, generator=g).to(torch.uint8),
         "vote_frac": torch.rand(shape, generator=g),
     }
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in found.items()}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures, prints a line, appends the row to ``--out``; without CUDA says so and returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wireframe.bench.model", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--repeats", type=int, default=20, help="rounds (default 20)")
-    parser.add_argument(
-        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: wall clock, to try it out"
-    )
-    parser.add_argument("--small", action="store_true", help="small shapes, to see that it runs")
-    parser.add_argument("--out", metavar="FILE", help="append a JSON line to this file")
-    arguments = parser.parse_args(argv)
-    prepare_process()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("skipped: no CUDA device")
-        return 0
-    machine = describe_machine(arguments.device)
-    print(heading(machine), flush=True)
-    case = inference(arguments.device, SMALL if arguments.small else Sizes())
-    peak = peak_mib(case.run, arguments.device)
-    (times,) = measure([case], arguments.repeats, clock(arguments.device), **rounds(arguments.small))
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    row = result(case, times, machine, peak_mib=peak, deterministic=deterministic)
-    if arguments.out:
-        append_rows(arguments.out, [row])
-    low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
-    memory = "" if peak is None else f", {peak} MiB"
-    print(f"{case.op}, {case.provider}, {case.shape}: {middle} ms ({low}-{high}){memory}", flush=True)
-    return 0
+def _step(setup: Setup, how: How) -> Work:
+    ours, plain = (model.train() for model in _models(setup.model))
+    samples = [sampled(setup, setup.training_points, seed) for seed in range(setup.training_scenes)]
+    data = TrainingSet.from_scenes(samples, max(setup.model.segments, len(samples[0].gt_segments)))
+    batch = data.batch(0, 0, np.arange(len(data)), AugmentConfig(rotate=False, flip=False))
+    config = LossConfig()
 
+    def call(model: Callable, half: bool = False) -> Callable:
+        parameters = list(model.parameters())
+        loss_of = plain_loss if model is plain else torch.compile(plain_loss, backend=how.backend, dynamic=False)
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+        def run(batch: Batch) -> list[Tensor]:
+            with torch.autocast(how.device, torch.bfloat16, enabled=half):
+                found = model(batch.inputs)
+            if isinstance(model, Perceiver):
+                losses = scene_losses(found, batch.target, batch.target_mask, config, 0.1).total
+            else:
+                losses = loss_of(found, batch.target, batch.target_mask, config, 0.1)
+            gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+            # One array: a weight whose gradient is near nothing would have any relative error.
+            return [losses.detach(), torch.cat([g.flatten().float() for g in gradients if g is not None])]
+
+        return run
+
+    return Work([(batch,)], list(_rivals(ours, plain, call, how, compiling=True)))

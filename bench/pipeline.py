@@ -1,44 +1,37 @@
-"""Times the parts of the inference chain on one synthetic scene: ``python -m wireframe.bench.pipeline``.
+"""Races of the inference chain on one synthetic scene: the whole, from raw bytes or a decoded scene, and its parts.
 
-Scene: 6 usable views of 768 x 576 with depth in all of them, 40k COLMAP points, 20k depth points a view. The
-column of the published code holds what the baseline's own code took on scenes of this size on another machine
-(2 CPU cores): it tells the order of magnitude and is no measured rival.
+Scene: 6 usable views of 768 x 576 with depth in all of them, 40k COLMAP points, 20k depth points a view. The model has
+the published size and no training, so its threshold is 0: nothing would be above one half, and the graph cost nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from typing import NamedTuple
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from wireframe import hashing
-from wireframe.bench.timing import Case, append_rows, describe_machine, heading, measure, milliseconds, result
+from wireframe.bench.race import Bar, How, Race, Rival, Work
 from wireframe.colmap import read_points3d
 from wireframe.fusion import fuse_views
-from wireframe.graph import GraphConfig, merge_vertices, segments_to_wireframe
-from wireframe.kernels import dispatch
+from wireframe.graph import Wireframe, segments_to_wireframe
 from wireframe.perceiver import Perceiver, PerceiverConfig
-from wireframe.predict import model_inputs, predict_wireframe
+from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
+from wireframe.rivals import try_handcrafted
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import Scene, read_scene
 from wireframe.synth import SynthConfig, make_scene
 from wireframe.synth.write import encoded_scene
-from wireframe.train.config import AugmentConfig, LossConfig
-from wireframe.train.data import TrainingSet
-from wireframe.train.loss import scene_losses
 
-FUSE, MERGE = "fuse_views + sample_points", "merge_vertices"
-FORWARD, BACKWARD = "Perceiver forward", "Perceiver forward + backward"
-
-# Milliseconds of the baseline's own code, on other machines than the one that runs this file.
-PUBLISHED = {FUSE: "4200", MERGE: "15-77", FORWARD: "94-117", BACKWARD: "857-914"}
-BARS = {"make_scene": 1500.0, FUSE: 40.0, MERGE: 0.2}
+RAW, DECODED = "raw bytes -> wireframe", "decoded scene -> wireframe"
+FUSE = "fuse_views + sample_points"
 
 # A house of 17 edges: most scenes of this seed have fewer, so that merging would be easier.
-_SEED, _INDEX = 0, 9
+SEED, INDEX = 0, 9
 
 
 class Setup(NamedTuple):
@@ -52,6 +45,20 @@ class Setup(NamedTuple):
     training_scenes: int = 4
     training_points: int = 2048
 
+    @property
+    def candidates(self) -> int:
+        """Points that fusion labels."""
+        return self.scene.colmap_points + self.scene.views_range[1] * self.depth_points_per_view
+
+    @property
+    def maps(self) -> str:
+        return f"{self.scene.views_range[1]} x {self.scene.width} x {self.scene.height}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        width, height = self.scene.width, self.scene.height
+        return {"views": self.scene.views_range[1], "width": width, "height": height, "points": self.candidates}
+
 
 SMALL = Setup(
     Setup().scene.changed(width=160, height=120, colmap_points=1000),
@@ -62,151 +69,160 @@ SMALL = Setup(
 )  # fmt: skip
 
 
-def cases(setup: Setup, backward: bool) -> Iterator[Case]:
-    """The parts in the order of the chain, each on what the part before it gives."""
-    row = encoded_scene(_SEED, _INDEX, setup.scene)
-    scene = read_scene(row)
-    size = f"{len(scene.views)} x {setup.scene.width} x {setup.scene.height}"
-    yield Case("make_scene", "numpy", size, lambda: make_scene(_SEED, _INDEX, setup.scene))
-    yield Case(
-        "read_scene (PNG, ZIP)", f"{provider('colors_to_ids')} + pillow", size, lambda: read_scene(row)
-    )
-    yield Case(
-        "read_points3d",
-        provider("parse_points3d"),
-        f"{len(scene.points)} points",
-        lambda: read_points3d(row["colmap"]),
-    )
-
-    def fuse(num_points: int = setup.model.num_points, seed: int = _SEED) -> SampledScene:
-        return sample_points(fuse_views(scene, setup.depth_points_per_view, seed), num_points, seed)
-
-    candidates = len(scene.points) + setup.depth_points_per_view * sum(
-        v.depth is not None for v in scene.views
-    )
-    yield Case(FUSE, provider("vote_labels"), f"{candidates} -> {setup.model.num_points} points", fuse)
-    sample = fuse()
-    yield from _graph_cases(scene, sample, setup.model.segments)
-    model = Perceiver(setup.model).eval()
-    yield _forward_case(model, sample)
-    # Threshold 0: a model without training finds nothing above one half, and the graph would cost nothing.
-    yield Case(
-        "predict_wireframe",
-        f"{provider('vote_labels')} + torch",
-        size,
-        lambda: predict_wireframe(row, model, threshold=0.0),
-    )
-    if backward:
-        yield _backward_case(
-            setup, [fuse(setup.training_points, seed) for seed in range(setup.training_scenes)]
-        )
+def setup_of(how: How) -> Setup:
+    return SMALL if how.small else Setup()
 
 
-def provider(op: str) -> str:
-    """What runs the operation here: native or reference."""
-    return dispatch.choose(op, "auto")
+@functools.lru_cache(maxsize=1)
+def raw_row(setup: Setup) -> dict:
+    """The scene as its files hold it."""
+    return encoded_scene(SEED, INDEX, setup.scene)
 
 
-def _graph_cases(scene: Scene, sample: SampledScene, count: int) -> Iterator[Case]:
-    segments = noisy_segments(scene, count)
-    vertices, edges = segments.reshape(-1, 3), np.arange(2 * count).reshape(-1, 2)
-    thresholds = GraphConfig().merge_thresholds
-    yield Case(
-        MERGE,
-        provider("merge_vertices"),
-        f"{count} segments",
-        lambda: merge_vertices(vertices, edges, thresholds),
+@functools.lru_cache(maxsize=1)
+def decoded(setup: Setup) -> Scene:
+    """The scene decoded; a shape would state another number of points than it has where this raises."""
+    scene = read_scene(raw_row(setup))
+    found = (len(scene.views), len(scene.points))
+    if found != (setup.scene.views_range[1], setup.scene.colmap_points):
+        raise ValueError(f"the scene has {found[0]} views and {found[1]} points, not what is stated")
+    return scene
+
+
+def sampled(setup: Setup, points: int, seed: int = SEED) -> SampledScene:
+    """The scene's points as the model gets them."""
+    return sample_points(fuse_views(decoded(setup), setup.depth_points_per_view, seed), points, seed)
+
+
+def races(how: How) -> Iterator[Race]:
+    """The wholes, then their parts in the order of the chain."""
+    setup, at = setup_of(how), functools.partial(_race, how)
+    yield at(RAW, _raw, whole=None, bars=(Bar(250.0),))
+    yield at(DECODED, _decoded, whole=None, bars=(Bar(120.0),))
+    yield at("read_scene", _reading)
+    yield at("read_points3d", _points3d, shape=f"{setup.scene.colmap_points} points", whole="read_scene")
+    shape = f"{setup.candidates} -> {setup.model.num_points} points"
+    yield at(FUSE, _fusing, shape=shape, bars=(Bar(40.0), Bar(40.0, memory=True)))
+    yield at("predict_segments", _segments, shape=f"1 x {setup.model.num_points}")
+    yield at("wireframe_of", _graph, shape=f"{setup.model.segments} segments, {setup.model.num_points} points")
+    yield at("make_scene", _making, whole=None, bars=(Bar(1500.0),))
+    for threads in range(1, how.threads + 1) if how.grow else ():
+        sizes = {**setup.sizes, "threads": threads}
+        for op, make in ((RAW, _raw), (FUSE, _fusing)):
+            threaded = functools.partial(_threaded, make, threads)
+            yield at(op, threaded, shape=f"{setup.maps}, {threads} threads", whole=None, sizes=sizes)
+
+
+def _race(
+    how: How, op: str, make: Callable, shape: str = "", whole: str | None = RAW, sizes: dict | None = None, bars=()
+) -> Race:
+    setup = setup_of(how)
+    return Race(
+        op, "forward", shape or setup.maps, sizes or setup.sizes, "float32", functools.partial(make, setup, how),
+        host=True, bars=() if how.small or how.device != "cpu" else bars, whole=whole,
+    )  # fmt: skip
+
+
+def _ours(function: Callable, *inputs: Any) -> Work:
+    return Work([inputs], [Rival("ours", lambda: function, deterministic=True)])
+
+
+@functools.lru_cache(maxsize=1)
+def _model(setup: Setup, device: str) -> Perceiver:
+    return Perceiver(setup.model).eval().to(device)
+
+
+def _raw(setup: Setup, how: How) -> Work:
+    return _ours(
+        lambda row: predict_wireframe(row, _model(setup, how.device), threshold=0.0), raw_row(setup)
     )
-    points, class_id = sample.world_points()
-    shape = f"{count} segments, {len(points)} points"
-    yield Case(
-        "segments_to_wireframe",
-        provider("merge_vertices"),
-        shape,
-        lambda: segments_to_wireframe(segments, points, class_id),
-    )
+
+
+def _decoded(setup: Setup, how: How) -> Work:
+    model = _model(setup, how.device)
+
+    def ours(scene: Scene, _: dict) -> Wireframe:
+        sample = sample_points(fuse_views(scene, setup.depth_points_per_view), setup.model.num_points)
+        return wireframe_of(predict_segments(sample, model), sample, threshold=0.0)
+
+    def handcrafted(_: Scene, row: dict) -> Wireframe:
+        found, reason = try_handcrafted(row)
+        if reason:
+            raise RuntimeError(reason)
+        return found
+
+    row = make_scene(SEED, INDEX, setup.scene)
+    rivals = [
+        Rival("ours", lambda: ours, deterministic=True),
+        Rival("handcrafted (hoho2025)", lambda: handcrafted, exact=False),
+    ]
+    return Work([(decoded(setup), row)], rivals)
+
+
+def _reading(setup: Setup, how: How) -> Work:
+    return _ours(read_scene, raw_row(setup))
+
+
+def _points3d(setup: Setup, how: How) -> Work:
+    return _ours(read_points3d, raw_row(setup)["colmap"])
+
+
+def _fusing(setup: Setup, how: How) -> Work:
+    count, points = setup.depth_points_per_view, setup.model.num_points
+
+    def run(scene: Scene, impl: str = "auto", threads: int | None = None) -> SampledScene:
+        return sample_points(fuse_views(scene, count, impl=impl, threads=threads), points, impl=impl, threads=threads)
+
+    return Work([(decoded(setup),)], own_rivals(run))
+
+
+def own_rivals(run: Callable) -> list[Rival]:
+    """Ours with all threads and with one, and the NumPy reference, which all of it must equal bit for bit.
+
+    Args:
+        run: takes the race's inputs and the keywords impl and threads.
+    """
+    settings = {
+        "NumPy reference": {"impl": "reference"}, "ours": {}, "ours, 1 thread": {"threads": 1},
+    }  # fmt: skip
+    return [
+        Rival(name, lambda how=how: functools.partial(run, **how), deterministic=True, budget=0.0)
+        for name, how in settings.items()
+    ]
+
+
+def _segments(setup: Setup, how: How) -> Work:
+    sample = sampled(setup, setup.model.num_points)
+    return _ours(lambda sample: predict_segments(sample, _model(setup, how.device)), sample)
+
+
+def _graph(setup: Setup, how: How) -> Work:
+    points, class_id = sampled(setup, setup.model.num_points).world_points()
+    return _ours(segments_to_wireframe, noisy_segments(decoded(setup), setup.model.segments), points, class_id)
+
+
+def _making(setup: Setup, how: How) -> Work:
+    return _ours(lambda: make_scene(SEED, INDEX, setup.scene))
+
+
+def _threaded(make: Callable, threads: int, setup: Setup, how: How) -> Work:
+    work = make(setup, how)
+    (ours,) = (rival for rival in work.rivals if rival.provider == "ours")
+    return Work(work.inputs, [ours._replace(settings=functools.partial(_using_threads, threads))])
+
+
+@contextlib.contextmanager
+def _using_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def noisy_segments(scene: Scene, count: int) -> np.ndarray:
     """float32 [count, 2, 3] world metres: true edges in turn, their ends moved by 0.1 m."""
     truth = scene.vertices[scene.edges[np.arange(count) % len(scene.edges)]]
-    noise = hashing.generator(_SEED, _INDEX, hashing.SYNTH).standard_normal(truth.shape)
+    noise = hashing.generator(SEED, INDEX, hashing.SYNTH).standard_normal(truth.shape)
     return (truth + 0.1 * noise).astype(np.float32)
-
-
-def _forward_case(model: Perceiver, sample: SampledScene) -> Case:
-    batch = model_inputs([sample])
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(batch)
-
-    return Case(FORWARD, "torch eager", f"1 x {len(sample.mask)}, fp32", forward)
-
-
-def _backward_case(setup: Setup, samples: list[SampledScene]) -> Case:
-    model = Perceiver(setup.model).train()
-    data = TrainingSet.from_scenes(samples, max(setup.model.segments, len(samples[0].gt_segments)))
-    batch = data.batch(0, 0, np.arange(len(data)), AugmentConfig(rotate=False, flip=False))
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        prediction = model(batch.inputs)
-        scene_losses(prediction, batch.target, batch.target_mask, LossConfig(), 0.1).total.mean().backward()
-
-    return Case(
-        BACKWARD, "torch eager", f"{len(samples)} x {setup.training_points}, fp32, with the loss", step
-    )
-
-
-def format_table(rows: list[dict], full_size: bool = True) -> str:
-    """The rows as a Markdown table, in milliseconds; bars and published figures are for the full size."""
-    bars, published = (BARS, PUBLISHED) if full_size else ({}, {})
-    lines = [
-        "| part | shape | median ms | p20-p80 | bar | published code, other machine |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
-        bar = f"< {bars[row['op']]:g}" if row["op"] in bars else ""
-        theirs = published.get(row["op"], "")
-        lines.append(f"| {row['op']} | {row['shape']} | {middle} | {low}-{high} | {bar} | {theirs} |")
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measures, prints the table and appends the rows to ``--out``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wireframe.bench.pipeline", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--repeats", type=_positive, default=9, help="rounds of each part (default 9)")
-    parser.add_argument("--threads", type=_positive, help="torch's threads (default: torch's own choice)")
-    parser.add_argument(
-        "--backward", action="store_true", help="also a training step, forward and backward (slow)"
-    )
-    parser.add_argument("--small", action="store_true", help="a small scene and model, to see that it runs")
-    parser.add_argument("--out", metavar="FILE", help="append one JSON line a part to this file")
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    machine = describe_machine()
-    print(heading(machine), flush=True)
-    rows = []
-    for case in cases(SMALL if arguments.small else Setup(), arguments.backward):
-        (times,) = measure([case], arguments.repeats)
-        rows.append(result(case, times, machine))
-        if arguments.out:
-            append_rows(arguments.out, rows[-1:])
-    print(f"\n{format_table(rows, not arguments.small)}")
-    return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -31,7 +31,7 @@ from wireframe.bench.step_rivals import (
     Run,
     make_bench,
 )
-from wireframe.bench.timing import Case, append_rows, describe_machine, heading, milliseconds, result
+from wireframe.bench.timing import append_rows, describe_machine, heading, milliseconds, paired_ratio, percentiles
 from wireframe.errors import one_line
 from wireframe.kernels.determinism import prepare_process
 
@@ -59,9 +59,9 @@ def measure_steps(
     """
     ours: list[tuple[Provider, Run]] = []
     for provider in PROVIDERS:
-        names = {"op": "training step", "provider": provider.name, "shape": _shape(bench)}
+        names = _names(provider, bench)
         if provider.slow and late():
-            yield {**names, "failed": "left out, the time is over", **machine}
+            yield {**names, **percentiles(()), "failed": "left out, the time is over", **machine}
             continue
         try:
             row, run = _measured(provider, ours, bench, machine, rounds, steps)
@@ -69,7 +69,7 @@ def measure_steps(
                 ours.append((provider, run))
             del run
         except Exception as failure:
-            row = {**names, "failed": one_line(failure), **machine}
+            row = {**names, **percentiles(()), "failed": one_line(failure), **machine}
         yield row
         _forget(provider, bench.device)
 
@@ -83,11 +83,24 @@ def _measured(
         run, peak = _built(provider, bench)
         details = {"first_s": round(time.monotonic() - start, 1), "peak_mib": peak, **_profile(run, bench.device)}
     times, *beside = _in_turns([(provider, run), *ours], rounds, steps, bench.device)
-    row = result(Case("training step", provider.name, _shape(bench), run), times, machine, **details)
+    found = {**_names(provider, bench), **percentiles(times), **details, **machine}
     return {
-        **row, **_utilisation(row["p50_ms"], bench, machine["device"]), "deterministic": provider.deterministic,
-        "steps": steps, "ours_ms": round(float(np.median(beside[0])), 5) if beside else None,
+        **found, **_utilisation(found["p50_ms"], bench, machine["device"]), "steps": steps,
+        "ours_ms": round(float(np.median(beside[0])), 5) if beside else None,
+        "ratio": paired_ratio(times, beside[0]) if beside else None,
     }, run  # fmt: skip
+
+
+def _names(provider: Provider, bench: Bench) -> dict:
+    """What a row says of what was run, timed or not."""
+    stage = bench.config.stages[bench.index]
+    return {
+        "part": "step", "op": "training step", "provider": provider.name, "mode": "forward + backward + update",
+        "shape": _shape(bench), "sizes": {"batch": stage.batch_size, "points": stage.points},
+        "dtype": bench.config.precision, "deterministic": provider.deterministic, "ratio": None, "cache": None,
+        "error": None, "flops": 6 * FORWARD_MACS.get(stage.points, 0) * stage.batch_size or None, "bytes": None,
+        "first_s": None, "peak_mib": None,
+    }  # fmt: skip
 
 
 def _in_turns(taking: list[tuple[Provider, Run]], rounds: int, steps: int, device: torch.device) -> list[list[float]]:

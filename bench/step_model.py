@@ -49,8 +49,8 @@ class Rate(NamedTuple):
     source: str
 
 
-_OURS = "measured/h200.jsonl: 77.3 GFLOP in 262 us, ours, 32 x 256 x 2048, key mask, forward + backward"
-_RIVAL = "measured/h200.jsonl: 60.1 GFLOP in 363 us, torch.compile, the same"
+_OURS = "results/nvidia-h200.jsonl: 77.3 GFLOP in 262 us, ours, 32 x 256 x 2048, key mask, forward + backward"
+_RIVAL = "results/nvidia-h200.jsonl: 60.1 GFLOP in 363 us, torch.compile, the same"
 _SINGLE = "NOTES.md: 29 ms of a step in float32 are our attention, 309 GFLOP"
 _SMALL = "fitted: a step under bfloat16 autocast works 8.6 ms (NOTES.md); for large ones 785 of 790 TFLOP/s, 4.3 TB/s"
 
@@ -83,7 +83,7 @@ RATES: dict[str, dict[str, Rate]] = {
 }  # fmt: skip
 
 # Microseconds of kernels that wait for themselves, whatever the GPU does beside: one program a scene, iteration after
-# iteration. In a CUDA graph on an H200, 64 problems (measured/h200.jsonl); other GPUs assumed equal.
+# iteration. In a CUDA graph on an H200, 64 problems (results/nvidia-h200.jsonl); other GPUs assumed equal.
 LEAST_US = {
     "_segment_matching_fwd_kernel": 25.8,
     "_segment_matching_bwd_kernel": 33.8,

@@ -7,10 +7,8 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,84 +18,76 @@ ROOT = Path(__file__).resolve().parent.parent
 _MIN_MS = 200.0
 _MAX_FACTOR = 20
 
-
-class Case(NamedTuple):
-    """One way (``provider``) to do one operation on one input; ``run`` does it once."""
-
-    op: str
-    provider: str
-    shape: str
-    run: Callable[[], object]
-
-
-def wall_ms(run: Callable[[], object]) -> float:
-    """Milliseconds of one call by the clock on the wall."""
-    start = time.perf_counter()
-    run()
-    return (time.perf_counter() - start) * 1e3
+_RESAMPLES = 2000
 
 
 def measure(
-    rivals: Sequence[Case],
-    repeats: int,
-    clock: Callable[[Callable[[], object]], float] = wall_ms,
-    warmup: int = 2,
-    least_ms: float = _MIN_MS,
+    runs: Sequence[Callable[[], object]], repeats: int, clock: Callable[[Callable[[], object]], float], warmup: int = 3
 ) -> list[list[float]]:
-    """Milliseconds of every call of every rival; the rivals take turns, so that a drift hits all of them.
+    """Milliseconds of every call of every run; they take turns, so that a drift hits all of them.
 
     Args:
-        rivals: cases of one operation on one input.
-        repeats: rounds; up to 20 times as many where their sum stays below ``least_ms``.
-        clock: takes a function, runs it and gives milliseconds.
-        warmup: rounds that do not count.
-        least_ms: time to spend on each rival on average.
+        repeats: rounds; up to 20 times as many where their sum stays short. clock: takes a function, runs it and gives
+            milliseconds. warmup: rounds that do not count.
     """
-    times: list[list[float]] = [[] for _ in rivals]
+    times: list[list[float]] = [[] for _ in runs]
     for number in range(warmup + repeats * _MAX_FACTOR):
-        if number >= warmup + repeats and sum(map(sum, times)) >= least_ms * len(rivals):
+        if number >= warmup + repeats and sum(map(sum, times)) >= _MIN_MS * len(runs):
             break
-        for case, own in zip(rivals, times):
-            elapsed = clock(case.run)
+        for run, own in zip(runs, times):
+            elapsed = clock(run)
             if number >= warmup:
                 own.append(elapsed)
     return times
 
 
-def result(case: Case, times: Sequence[float], machine: dict, **more: object) -> dict:
-    """The row of one case: what was run, 20th, 50th and 80th percentile in milliseconds, and where."""
-    p20, p50, p80 = (round(float(value), 5) for value in np.percentile(times, (20, 50, 80)))
-    names = {"op": case.op, "provider": case.provider, "shape": case.shape}
-    return {**names, "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "calls": len(times), **more, **machine}
+def percentiles(times: Sequence[float]) -> dict:
+    """20th, 50th and 80th percentile of milliseconds as they stand in a row; None without times."""
+    values = [round(float(value), 5) for value in np.percentile(times, (20, 50, 80))] if len(times) else [None] * 3
+    return {**dict(zip(("p20_ms", "p50_ms", "p80_ms"), values)), "calls": len(times)}
+
+
+def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict:
+    """The ratio of medians, with its 95 % interval by the bootstrap over pairs (equal places of both)."""
+    both = np.array([theirs, ours])
+    drawn = np.random.default_rng(0).integers(both.shape[1], size=(_RESAMPLES, both.shape[1]))
+    resampled = np.median(both[:, drawn], axis=2)
+    low, high = np.percentile(resampled[0] / resampled[1], (2.5, 97.5))
+    found = {"p50": np.median(both[0]) / np.median(both[1]), "low": low, "high": high}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def describe_machine(device: str = "cpu") -> dict:
     """What a number depends on: device (name of CPU or GPU), threads, versions, commit, date (UTC)."""
     import torch
 
-    machine = {
-        "device": cpu_name(),
+    gpu = device != "cpu"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "triton": _triton(),
+        "cuda": torch.version.cuda if gpu else None,
+        "driver": _driver() if gpu else None,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "load": load(),
     }
-    if device != "cpu":
-        machine.update(device=torch.cuda.get_device_name(device), driver=_driver(), triton=_triton())
-    return machine
+
+
+def load() -> float | None:
+    """The load of the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def heading(machine: dict) -> str:
-    """The machine in one line, with the load it had when the measurement began."""
-    versions = ", ".join(
-        f"{name} {machine[name]}" for name in ("torch", "triton", "numpy") if name in machine
-    )
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    driver = f", driver {machine['driver']}" if "driver" in machine else ""
+    """The machine in one line, with the load it had when it was described."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "triton", "numpy"))
+    driver = f", driver {machine['driver']}" if machine["driver"] else ""
     return (
-        f"{machine['device']}{driver}, threads {machine['threads']}{load}; {versions}, "
+        f"{machine['device']}{driver}, threads {machine['threads']}, load {machine['load']}; {versions}, "
         f"Python {machine['python']}; commit {machine['commit']}; {machine['date']}"
     )
 

@@ -1,96 +1,203 @@
-"""Times Sinkhorn and segment matching against their rivals: ``python -m wireframe.bench.transport``.
+"""Races of Sinkhorn and segment matching, alone and in CUDA graphs, against PyTorch, POT and geomloss.
 
-Times are those of the device alone. Inside a graph, sixteen calls are captured one after another on one stream and one
-replay is timed, so that no launch of the host counts at all; all but the first of them find a warm L2 cache. The
-reference is the eager rival and what torch.compile gets.
+POT's iterations are the same ones, and must give the same plan. geomloss anneals, by other iterations, and at its own
+defaults stops far from the plan; its backward is that of the last iteration. Inside a graph no launch of the host
+counts, and all calls find a warm L2 cache.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wireframe.bench import gpu_timing
-from wireframe.bench.gpu_timing import GRAPH_MODES, MODES, OURS, Problem, Rival, best, compiled, goal, randn, ratio
-from wireframe.kernels import dispatch, ops
+from wireframe.bench.race import (
+    BACKWARD,
+    BOTH,
+    FORWARD,
+    GRAPH,
+    Bar,
+    How,
+    Race,
+    Rival,
+    Work,
+    compiled,
+    package,
+    randn,
+    repeatable_backward,
+    require_deterministic_compile,
+)
+from wireframe.kernels import ops
+from wireframe.kernels.determinism import deterministic
 from wireframe.kernels.reference import segment_matching_reference, sinkhorn_reference
 from wireframe.train.config import LossConfig
 
-# Scenes, segments a side, iterations: the loss of the published recipe.
-_SIZES, _SMALL = (64, 64, 20), (2, 6, 3)
+# The loss of the published recipe.
+_EPS, _DUSTBIN = 0.1, 0.3
+_BARS = {FORWARD: 5.0, BACKWARD: 5.0, BOTH: 5.0}
+_GRAPH_BARS = {FORWARD + GRAPH: 0.012, BACKWARD + GRAPH: 0.016}
 
 
-def _shape(scenes: int, segments: int, iters: int) -> str:
-    return f"{scenes} x {segments} x {segments}, {iters} iterations, fp32"
+class Sizes(NamedTuple):
+    """Scenes, segments a side, iterations."""
+
+    batch: int = 64
+    segments: int = 64
+    iters: int = 20
+
+    @property
+    def text(self) -> str:
+        return f"{self.batch} x {self.segments} x {self.segments}, {self.iters} iterations"
 
 
-def problems(device: str, small: bool, backend: str) -> Iterator[Problem]:
-    """Sinkhorn down to the cost, and segment matching down to the endpoints."""
-    scenes, segments, iters = sizes = _SMALL if small else _SIZES
-    modes = MODES if device == "cpu" else (*MODES, *GRAPH_MODES)
-    weights = LossConfig().weights
-    pred = (0.3 * randn(device, scenes, segments, 2, 3)).requires_grad_()
-    target = 0.3 * randn(device, scenes, segments, 2, 3, seed=1)
+_SETS = 3
+_SMALL = Sizes(2, 6, 3)
+_GROWTH = (*(Sizes(batch) for batch in (1, 4, 16, 128)), *(Sizes(8, segments) for segments in (64, 128, 256)))
+
+
+def races(how: How) -> Iterator[Race]:
+    """Sinkhorn down to the plan, and segment matching from the endpoints down to the loss."""
+    sizes, gpu = _SMALL if how.small else Sizes(), how.device == "cuda"
+    for op in _WORKS:
+        for mode in how.modes:
+            bars = ()
+            if gpu and op == "sinkhorn":
+                bars = (Bar(_BARS[mode], "torch.compile"),) if mode in _BARS else (Bar(_GRAPH_BARS[mode]),)
+            yield _race(op, mode, sizes, how, bars)
+    for sizes in _GROWTH if how.grow else ():
+        for op in _WORKS:
+            yield _race(op, BOTH, sizes, how, compiling=False)
+
+
+def _race(op: str, mode: str, sizes: Sizes, how: How, bars: tuple = (), compiling: bool = True) -> Race:
+    cache = None if how.device == "cpu" else "warm" if mode.endswith(GRAPH) else "cold"
+    budget = 1e-4
+    return Race(
+        op, mode, sizes.text, sizes._asdict(), "float32", functools.partial(_WORKS[op], sizes, how, compiling), budget,
+        cache=cache, bars=() if how.small else bars,
+    )  # fmt: skip
+
+
+class _Set(NamedTuple):
+    pred: Tensor  # [B, N, 2, 3]
+    target: Tensor  # [B, N, 2, 3]
+    mask: Tensor  # [B, N]
+
+
+def _sets(sizes: Sizes, device: str) -> list[_Set]:
     # A third of the targets, and up to another third, is real.
-    real = segments // 3 + torch.arange(scenes, device=device) % max(segments // 3, 1)
-    mask = torch.arange(segments, device=device) < real[:, None]
-    cost = ops.segment_cost(pred, target, weights=weights, impl="reference").detach().requires_grad_()
-
-    def transport(impl: str) -> Tensor:
-        return ops.sinkhorn(cost, mask, iters=iters, impl=impl)
-
-    def match(impl: str) -> Tensor:
-        return ops.segment_matching(pred, target, mask, weights=weights, iters=iters, impl=impl)[0]
-
-    def matching_reference(pred: Tensor) -> Tensor:
-        return segment_matching_reference(pred, target, mask, weights, 0.1, iters)[0]
-
-    gradient = randn(device, scenes, segments + 1, segments + 1, seed=2)
-    # Of a masked column's entries, which are -inf, nothing may be asked.
-    seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    gradient = torch.where(seen[:, None, :], gradient, 0.0)
-    rivals = list(_rivals(transport, lambda c: sinkhorn_reference(c, mask, 0.1, iters), cost, device, backend))
-    yield Problem("sinkhorn", _shape(*sizes), [cost], gradient, rivals, modes)
-    rivals = list(_rivals(match, matching_reference, pred, device, backend))
-    yield Problem("segment_matching", _shape(*sizes), [pred], randn(device, scenes, seed=3), rivals, modes)
+    third = max(sizes.segments // 3, 1)
+    real = third + torch.arange(sizes.batch, device=device) % third
+    mask = torch.arange(sizes.segments, device=device) < real[:, None]
+    shape = (sizes.batch, sizes.segments, 2, 3)
+    return [
+        _Set(*(0.3 * randn(device, *shape, seed=2 * number + i) for i in range(2)), mask.roll(number, 0))
+        for number in range(_SETS)
+    ]
 
 
-def _rivals(
-    function: Callable[[str], Tensor], reference: Callable[[Tensor], Tensor], given: Tensor, device: str, backend: str
-) -> Iterator[Rival]:
-    # Compiled deterministically too it would take twice the time, and neither form has an atomic to give up.
-    yield Rival("reference", lambda: lambda: function("reference"))
-    if device == "cuda" or dispatch.INTERPRETED:
-        yield Rival(OURS, lambda: lambda: function("triton"), deterministic=True)
+@functools.lru_cache(maxsize=1)
+def _sinkhorn(sizes: Sizes, how: How, compiling: bool) -> Work:
+    weights, inputs, gradients = LossConfig().weights, [], []
+    for number, (pred, target, mask) in enumerate(_sets(sizes, how.device)):
+        cost = ops.segment_cost(pred, target, weights=weights, impl="reference")
+        inputs.append((cost.detach().requires_grad_(), mask))
+        gradient = randn(how.device, sizes.batch, sizes.segments + 1, sizes.segments + 1, seed=100 + number)
+        # Of a masked column's entries, which are -inf, nothing may be asked.
+        seen = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        gradients.append(torch.where(seen[:, None, :], gradient, 0.0))
 
-    def build() -> Callable[[], Tensor]:
-        call = compiled(reference, backend)
-        return lambda: call(given)
+    def ours(cost: Tensor, mask: Tensor) -> Tensor:
+        return ops.sinkhorn(cost, mask, iters=sizes.iters)
 
-    yield Rival("torch.compile", build, settings=gpu_timing.repeatable_backward, slow=True)
+    def plain(cost: Tensor, mask: Tensor) -> Tensor:
+        return sinkhorn_reference(cost, mask, _EPS, sizes.iters, _DUSTBIN)
 
-
-def goals(rows: list[dict]) -> list[str]:
-    """The goals of Sinkhorn, each beside what was measured."""
-    shape = _shape(*_SIZES)
-    lines = []
-    for mode in MODES:
-        op = f"sinkhorn {mode}"
-        speed = ratio(best(rows, op, shape, "torch.compile"), best(rows, op, shape, OURS))
-        lines.append(goal(f"{op}, {shape}, speed / torch.compile", speed, 5, " x"))
-    for mode, bound in zip(GRAPH_MODES, (12, 16)):
-        found = best(rows, f"sinkhorn {mode}", shape, OURS)
-        found = None if found is None else found * 1e3
-        lines.append(goal(f"sinkhorn {mode}, {shape}", found, bound, " us", at_least=False))
-    return lines
+    return Work(inputs, [*_rivals(ours, plain, how, compiling), *_libraries(sizes.iters)], gradients)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measures; without CUDA it says so and returns 0."""
-    return gpu_timing.main("transport", __doc__, problems, goals, argv)
+@functools.lru_cache(maxsize=1)
+def _matching(sizes: Sizes, how: How, compiling: bool) -> Work:
+    weights = LossConfig().weights
+
+    def ours(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ops.segment_matching(pred, target, mask, weights=weights, iters=sizes.iters)[0]
+
+    def plain(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return segment_matching_reference(pred, target, mask, weights, _EPS, sizes.iters, _DUSTBIN)[0]
+
+    inputs = [(pred.requires_grad_(), target, mask) for pred, target, mask in _sets(sizes, how.device)]
+    gradients = [randn(how.device, sizes.batch, seed=100 + number) for number in range(_SETS)]
+    return Work(inputs, list(_rivals(ours, plain, how, compiling)), gradients)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+_WORKS: dict[str, Callable[[Sizes, How, bool], Work]] = {"sinkhorn": _sinkhorn, "segment_matching": _matching}
+
+
+def _rivals(ours: Callable, plain: Callable, how: How, compiling: bool) -> Iterator[Rival]:
+    # On a CPU ours is the same code as eager.
+    yield Rival("eager", lambda: plain)
+    yield Rival("ours", lambda: ours, deterministic=True)
+    fixed = functools.partial(deterministic, how.device)
+    yield Rival("eager, deterministic", lambda: plain, deterministic=True, settings=fixed)
+    if not compiling:
+        return
+    yield Rival("torch.compile", lambda: compiled(plain, how), settings=repeatable_backward, slow=True)
+
+    def build() -> Callable:
+        require_deterministic_compile()
+        return compiled(plain, how)
+
+    yield Rival("torch.compile, deterministic", build, deterministic=True, settings=fixed, slow=True)
+
+
+def _with_dustbins(cost: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cost [B, N + 1, M + 1] and the masses of its rows and columns, as ``sinkhorn_reference`` defines them."""
+    full = F.pad(cost, (0, 1, 0, 1), value=_DUSTBIN)
+    corner = torch.zeros_like(full[0], dtype=torch.bool)
+    corner[-1, -1] = True
+    # Libraries start with potentials of 0 everywhere: at such a cost a masked column has no part in their first sum.
+    full = torch.where(F.pad(~mask, (0, 1))[:, None, :], 1e4, full.masked_fill(corner, 0.0))
+    columns, rows = mask.sum(1, keepdim=True).to(cost), cost.shape[1]
+    a = torch.cat([columns.new_ones(len(cost), rows), columns], 1)
+    b = torch.cat([mask.to(cost), torch.full_like(columns, rows)], 1)
+    return full, a, b
+
+
+def _libraries(iters: int) -> Iterator[Rival]:
+    def pot() -> Callable:
+        batch = package("ot.batch", "POT")
+
+        def solve(cost: Tensor, mask: Tensor) -> Tensor:
+            full, a, b = _with_dustbins(cost, mask)
+            # Tolerance 0: as many iterations as ours.
+            found = batch.solve_batch(
+                full, _EPS, a, b, max_iter=iters, tol=0.0, method="log_sinkhorn", grad="autodiff"
+            )
+            u, v = found.potentials
+            return u[:, :, None] + v[:, None, :] - full / _EPS
+
+        return solve
+
+    def geomloss() -> Callable:
+        samples_loss = package("geomloss", "geomloss").SamplesLoss
+
+        def solve(cost: Tensor, mask: Tensor) -> Tensor:
+            full, a, b = _with_dustbins(cost, mask)
+            # Of points it takes the cost alone, which is given.
+            points = [cost.new_zeros(*mass.shape, 1) for mass in (a, b)]
+            loss = samples_loss(
+                "sinkhorn", p=1, blur=_EPS, cost=lambda x, y: full, debias=False, potentials=True, diameter=2.0,
+                backend="tensorized",
+            )  # fmt: skip
+            f, g = loss(a, points[0], b, points[1])
+            return (f[:, :, None] + g[:, None, :] - full) / _EPS + a.log()[:, :, None] + b.log()[:, None, :]
+
+        return solve
+
+    yield Rival("POT solve_batch", pot)
+    yield Rival("geomloss, annealed, not converged", geomloss, exact=False)

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from wireframe.bench import gpu_timing
+from wireframe.bench import clocks
 from wireframe.bench.compile_ahead import compile_launch, require_compiler
 from wireframe.bench.gpus import MULTIPROCESSORS, resident_warps
 from wireframe.bench.sass import hot_loop, read_cubin, spills_among_products
-from wireframe.bench.timing import Case, measure
+from wireframe.bench.timing import measure
 from wireframe.errors import WireframeError, one_line
 from wireframe.kernels import launch as launching
 from wireframe.kernels import tiles
@@ -158,17 +158,16 @@ def time_tiles(
 ) -> dict[Tile, float]:
     """For each tile its median against the fastest, averaged over the shapes (geometric mean)."""
     described, relative = KERNELS[kernel], {}
-    ticks = gpu_timing.clock(device, pause=True)
     for shape in described.shapes:
-        cases = []
+        runs = []
         for candidate in found:
             with using(arch, _DTYPES[dtype], dim, kernel, candidate.tile):
                 launches = plan(shape, _DTYPES[dtype], dim, arch, described.backward, device)
             # Once in full: the kernel reads what others wrote.
             launching.run(launches)
             wanted = _wanted(launches, described)
-            cases.append(Case(kernel, str(candidate.tile), str(shape), lambda wanted=wanted: launching.run([wanted])))
-        medians = [float(np.median(times)) for times in measure(cases, repeats, ticks, **gpu_timing.rounds(False))]
+            runs.append(lambda wanted=wanted: launching.run([wanted]))
+        medians = [float(np.median(times)) for times in measure(runs, repeats, clocks.device_ms)]
         for candidate, median in zip(found, medians):
             relative.setdefault(candidate.tile, []).append(median / min(medians))
     return {tile: float(np.exp(np.mean(np.log(ratios)))) for tile, ratios in relative.items()}

@@ -307,19 +307,19 @@ def test_times_are_the_largest_of_products_bytes_and_launches(plain):
 
 
 def test_rates_name_what_was_measured():
-    measured = [json.loads(line) for line in (Path(step_model.__file__).parent / "measured" / "h200.jsonl").open()]
+    path = Path(step_model.__file__).parent / "results" / "nvidia-h200.jsonl"
+    measured = [json.loads(line) for line in path.open()]
 
     def us(*what):
-        rows = [row for row in measured if (row["op"], row["provider"], row["shape"]) == what]
+        rows = [row for row in measured if (row["op"], row["mode"], row["provider"], row["shape"]) == what]
         return {round(1e3 * row["p50_ms"], 1) for row in rows}
 
-    shape = "32 x 4/2 x 256 x 2048 x 64, bfloat16, key mask"
-    both = "qk_norm_attention forward + backward"
-    assert 262.4 in us(both, "triton", shape) and 362.6 in us(both, "torch.compile", shape)
-    graph = "64 x 64 x 64, 20 iterations, fp32"
+    shape, both = "32 x 4/2 x 256 x 2048 x 64, key mask", ("qk_norm_attention", "forward + backward")
+    assert 262.4 in us(*both, "ours", shape) and 362.6 in us(*both, "torch.compile", shape)
+    graph = "64 x 64 x 64, 20 iterations"
     for kernel, least in step_model.LEAST_US.items():
         op, direction = re.fullmatch(r"_(\w+)_(fwd|bwd)_kernel", kernel).groups()
-        found = us(f"{op} {'forward' if direction == 'fwd' else 'backward'} in a graph", "triton", graph)
+        found = us(op, f"{'forward' if direction == 'fwd' else 'backward'}, graph", "ours", graph)
         assert any(abs(least - x) < 0.1 for x in found), kernel
     for rates in step_model.RATES.values():
         assert all(0 < rate.products <= 1 and 0 < rate.bandwidth <= 1 and rate.source for rate in rates.values())

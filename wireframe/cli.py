@@ -176,6 +176,6 @@ _COMMANDS = {
     "view": (viewing.view_arguments, viewing.view, "write one page to look at scenes, predictions and scores"),
     "report": (training.report_arguments, training.report, "write a training run's curves, scores and worst scenes"),
     "verify": (training.verify_arguments, training.verify, "compare two checkpoints bit by bit, or train twice and do"),
-    "bench": (benching.bench_arguments, benching.bench, "compile and check every kernel; time or model a step"),
+    "bench": (benching.bench_arguments, benching.bench, "time kernels, pipeline and steps beside rivals; report them"),
     "demo": (_demo_arguments, _demo, "predict, score and draw held-out synthetic scenes with the shipped model"),
 }
