@@ -65,9 +65,13 @@ def _against(row: Row | None, ours: Row | None) -> str:
     return f"{_ms(row)}, {_times(ratio)}{OTHER_RUN_MARK if other else ''}"
 
 
-def _name(race: Held, dtypes: bool) -> str:
+def _name(race: Held, found: Sequence[Held]) -> str:
+    """Operation, mode, dtype and cache, without what all races of the table share."""
     row = race.any
-    return ", ".join(filter(None, (row.op, row.mode, row.dtype if dtypes else None, row.cache and f"{row.cache} L2")))
+    several = {name: len({getattr(other.any, name) for other in found}) > 1 for name in ("op", "dtype", "cache")}
+    cache = row.cache and several["cache"] and f"{row.cache} L2"
+    named = (row.op if several["op"] else None, row.mode, row.dtype if several["dtype"] else None, cache)
+    return ", ".join(filter(None, named)) or row.op
 
 
 def _is_same(row: Row) -> bool:
@@ -96,22 +100,21 @@ def _overlap(row: Row, ours: Row) -> tuple[float, float] | None:
     return None if None in spread else (row.p20_ms / ours.p80_ms, row.p80_ms / ours.p20_ms)
 
 
-def rivals(named: tuple[str, ...]) -> Layout:
-    """A line a race: ours, a column for each of the named rivals, all others in one, and who was fastest."""
+def rivals(named: tuple[str, ...], others: bool = True) -> Layout:
+    """A line a race: ours, a column for each of the named rivals, who was fastest, and with ``others`` all the rest."""
 
     def layout(found: Sequence[Held]) -> Lines:
-        dtypes = len({race.any.dtype for race in found}) > 1
         lines = []
         for race in found:
             by_name = {row.provider: row for row in race.others}
-            others = [
+            rest = [
                 f"{row.provider}{'' if _is_same(row) else ' (not the same)'}: {_against(row, race.ours)}"
                 for row in race.others
-                if row.provider not in named
+                if others and row.provider not in named
             ]
             cells = (
-                _name(race, dtypes), race.any.shape, _ms(race.ours),
-                *(_against(by_name.get(name), race.ours) for name in named), "; ".join(others), _standing(race),
+                _name(race, found), race.any.shape, _ms(race.ours),
+                *(_against(by_name.get(name), race.ours) for name in named), "; ".join(rest), _standing(race),
             )  # fmt: skip
             lines.append(Line(race.rows, cells))
         return _without_empty(("operation", "shape", OURS, *named, "other rivals", "beside the fastest"), lines)
@@ -205,8 +208,8 @@ def _cost(race: Held, free: Row, fixed: Row) -> tuple[float, float | None, float
 
 def determinism(found: Sequence[Held]) -> Lines:
     """A line a pair, beside ours."""
-    dtypes, lines = len({race.any.dtype for race in found}) > 1, []
+    lines = []
     for race, provider, free, fixed, cost in pairs(found):
-        cells = (_name(race, dtypes), race.any.shape, provider, _ms(free), _ms(fixed), _times(cost), _ms(race.ours))
+        cells = (_name(race, found), race.any.shape, provider, _ms(free), _ms(fixed), _times(cost), _ms(race.ours))
         lines.append(Line(tuple(filter(None, (free, fixed, race.ours))), cells))
     return ("operation", "shape", "provider", "free", "deterministic", "cost", "ours, deterministic"), lines

@@ -130,7 +130,8 @@ _TORCH = ("eager", "eager, deterministic", "torch.compile", "torch.compile, dete
 TABLES = {
     table.name: table
     for table in (
-        Table("attention", "Attention", "kernels", _ATTENTION, rivals(_TORCH), _IN_X),
+        Table("attention", "Attention", "kernels", _ATTENTION,
+              rivals(("eager, float32", *_TORCH), others=False), _IN_X),
         Table("transport", "Transport", "kernels", _TRANSPORT, rivals(_TORCH), _IN_X),
         Table("operations", "Native operations", "kernels", _OPERATIONS,
               rivals(("ours, 1 thread", "NumPy reference")), _IN_X),
