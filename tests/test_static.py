@@ -388,5 +388,5 @@ def test_a_kernel_that_nobody_listed_is_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_the_committed_report_is_true():
-    done = compiling("-m", "wireframe", "bench", "static", "--check", str(static.REPORT), "--quiet", timeout=240)
+    done = compiling("-m", "wireframe", "bench", "static", "--check", str(static.REPORT), "--quiet", timeout=600)
     assert done.returncode == 0, done.stderr
