@@ -29,10 +29,10 @@ from wireframe.bench.race import (
     Rival,
     Work,
     compiled,
+    compiled_deterministically,
     package,
     randn,
     repeatable_backward,
-    require_deterministic_compile,
 )
 from wireframe.kernels import ops
 from wireframe.kernels.determinism import deterministic
@@ -161,7 +161,9 @@ def _rivals(shape: Shape, dtype: torch.dtype, mask: Tensor | None, how: How) -> 
         yield Rival("eager, float32", lambda: functools.partial(ops.qk_norm_attention, impl="reference"))
     else:
         yield Rival("eager", lambda: _sdpa_attention)
-    yield Rival("ours", lambda: ops.qk_norm_attention, deterministic=True)
+    # On a GPU nothing else may stand in for the kernel.
+    impl = "triton" if gpu else "auto"
+    yield Rival("ours", lambda: functools.partial(ops.qk_norm_attention, impl=impl), deterministic=True)
     if dtype != torch.float32:
         yield Rival("eager", lambda: _sdpa_attention)
     yield Rival("eager, deterministic", lambda: _sdpa_attention, deterministic=True, settings=fixed)
@@ -184,12 +186,8 @@ def _rivals(shape: Shape, dtype: torch.dtype, mask: Tensor | None, how: How) -> 
     if not shape.everything:
         return
     yield Rival("FlexAttention", lambda: _flex_attention(shape, mask, how), slow=True)
-
-    def build() -> Callable:
-        require_deterministic_compile()
-        return compiled(function, how)
-
-    yield Rival("torch.compile, deterministic", build, deterministic=True, settings=fixed, slow=True)
+    for name, function in forms.items():
+        yield compiled_deterministically(name, function, how)
     if gpu:
         yield from _atomic_rivals(dtype)
 

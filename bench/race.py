@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wireframe.errors import MissingPackageError
+from wireframe.kernels.determinism import deterministic
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward + backward")
 # Behind a mode: its calls are replayed from a CUDA graph.
@@ -111,6 +113,17 @@ class Race(NamedTuple):
 def compiled(function: Callable, how: How) -> Callable:
     """``torch.compile`` for one shape."""
     return torch.compile(function, backend=how.backend, fullgraph=True, dynamic=False)
+
+
+def compiled_deterministically(name: str, function: Callable, how: How) -> Rival:
+    """The deterministic form of the rival ``name``, which compiles ``function``."""
+
+    def build() -> Callable:
+        require_deterministic_compile()
+        return compiled(function, how)
+
+    fixed = functools.partial(deterministic, how.device)
+    return Rival(f"{name}, deterministic", build, deterministic=True, settings=fixed, slow=True)
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ TABLES = {
     table.name: table
     for table in (
         Table("attention", "Attention", "kernels", _ATTENTION,
-              rivals(("eager, float32", *_TORCH), others=False), _IN_X),
+              rivals(("eager, float32", *_TORCH, "torch.compile, keys repeated, deterministic"), others=False), _IN_X),
         Table("transport", "Transport", "kernels", _TRANSPORT, rivals(_TORCH), _IN_X),
         Table("operations", "Native operations", "kernels", _OPERATIONS,
               rivals(("ours, 1 thread", "NumPy reference")), _IN_X),

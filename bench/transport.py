@@ -26,10 +26,10 @@ from wireframe.bench.race import (
     Rival,
     Work,
     compiled,
+    compiled_deterministically,
     package,
     randn,
     repeatable_backward,
-    require_deterministic_compile,
 )
 from wireframe.kernels import ops
 from wireframe.kernels.determinism import deterministic
@@ -112,7 +112,7 @@ def _sinkhorn(sizes: Sizes, how: How, compiling: bool) -> Work:
         gradients.append(torch.where(seen[:, None, :], gradient, 0.0))
 
     def ours(cost: Tensor, mask: Tensor) -> Tensor:
-        return ops.sinkhorn(cost, mask, iters=sizes.iters)
+        return ops.sinkhorn(cost, mask, iters=sizes.iters, impl=_impl(how))
 
     def plain(cost: Tensor, mask: Tensor) -> Tensor:
         return sinkhorn_reference(cost, mask, _EPS, sizes.iters, _DUSTBIN)
@@ -125,7 +125,7 @@ def _matching(sizes: Sizes, how: How, compiling: bool) -> Work:
     weights = LossConfig().weights
 
     def ours(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        return ops.segment_matching(pred, target, mask, weights=weights, iters=sizes.iters)[0]
+        return ops.segment_matching(pred, target, mask, weights=weights, iters=sizes.iters, impl=_impl(how))[0]
 
     def plain(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return segment_matching_reference(pred, target, mask, weights, _EPS, sizes.iters, _DUSTBIN)[0]
@@ -133,6 +133,11 @@ def _matching(sizes: Sizes, how: How, compiling: bool) -> Work:
     inputs = [(pred.requires_grad_(), target, mask) for pred, target, mask in _sets(sizes, how.device)]
     gradients = [randn(how.device, sizes.batch, seed=100 + number) for number in range(_SETS)]
     return Work(inputs, list(_rivals(ours, plain, how, compiling)), gradients)
+
+
+def _impl(how: How) -> str:
+    """On a GPU nothing else may stand in for the kernels."""
+    return "triton" if how.device == "cuda" else "auto"
 
 
 _WORKS: dict[str, Callable[[Sizes, How, bool], Work]] = {"sinkhorn": _sinkhorn, "segment_matching": _matching}
@@ -147,12 +152,7 @@ def _rivals(ours: Callable, plain: Callable, how: How, compiling: bool) -> Itera
     if not compiling:
         return
     yield Rival("torch.compile", lambda: compiled(plain, how), settings=repeatable_backward, slow=True)
-
-    def build() -> Callable:
-        require_deterministic_compile()
-        return compiled(plain, how)
-
-    yield Rival("torch.compile, deterministic", build, deterministic=True, settings=fixed, slow=True)
+    yield compiled_deterministically("torch.compile", plain, how)
 
 
 def _with_dustbins(cost: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
