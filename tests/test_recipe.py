@@ -52,7 +52,7 @@ def test_the_four_commands_lead_from_the_sets_to_the_worst_scenes(sets, tmp_path
     model = ["--model", str(run / "model"), "--threshold", "0"]
     worst = ["--worst", "2", "--out", str(scores), "--workers", "1", "--quiet"]
     assert main(["eval", sets[1], "--split", "dev-val", "--dev-val", "3", *model, *worst]) == 0
-    assert "3 scenes: HSS" in capsys.readouterr().out
+    assert "3 scenes of dev val" in (told := capsys.readouterr().out) and ": HSS" in told
     found = json.loads(scores.read_text())
     evaluated = json.loads((run / "evaluation" / "3-endpoint.json").read_text())
     assert len(found["worst"]) == 2 and found["scenes"] == evaluated["scenes"]
@@ -162,7 +162,7 @@ def test_the_small_recipe_twice_from_scenes_to_scores_gives_the_same_bits(tmp_pa
         cwd=tmp_path, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "equal" in done.stdout.lower() and done.stdout.count("4 scenes: HSS") == 6
+    assert "equal" in done.stdout.lower() and done.stdout.count(": 4 scenes of dev val") == 6
     for run in ("first", "second"):
         assert (tmp_path / "out" / run / "run" / "report.html").exists()
 
@@ -190,6 +190,6 @@ def test_the_published_sets_are_downloaded_trained_on_and_scored(sets, tmp_path)
     (tmp_path / "hf").write_text(hf)
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [line.split(":")[0] for line in done.stdout.splitlines() if "3 scenes: HSS" in line] == [
+    assert [line.split(":")[0] for line in done.stdout.splitlines() if ": 3 scenes of dev val" in line] == [
         "stage 1-2048", "stage 2-4096", "stage 3-endpoint",
     ]  # fmt: skip
