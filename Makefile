@@ -15,9 +15,10 @@ NATIVE := setup.py $(wildcard csrc/*.py csrc/*.h csrc/cpu/* csrc/cuda/*) kernels
 demo: $(VENV)/.demo
 	$(BIN)/wireframe demo
 
+# A process a core, and one thread in each: more would wait for each other.
 test: $(VENV)/.test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The extension's tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: $(VENV)/.test

@@ -20,6 +20,7 @@ from wireframe.bench.plain_model import PlainPerceiver, plain_loss
 from wireframe.bench.race import BOTH, FORWARD, Bar, How, Race, Rival, Work, require_deterministic_compile
 from wireframe.kernels.cpu_products import has_bfloat16_products
 from wireframe.kernels.determinism import deterministic
+from wireframe.layers import Linear
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.train.config import AugmentConfig, LossConfig
 from wireframe.train.data import Batch, TrainingSet
@@ -81,7 +82,7 @@ def _rivals(ours: nn.Module, plain: nn.Module, call: Callable, how: How, compili
         return call(compiled_plain())
 
     def half_ours() -> Callable:
-        return call(Perceiver.to(_twin(ours), torch.bfloat16))
+        return call(_halved(ours))
 
     fixed = functools.partial(deterministic, how.device)
     yield Rival("eager", lambda: call(plain))
@@ -98,9 +99,13 @@ def _rivals(ours: nn.Module, plain: nn.Module, call: Callable, how: How, compili
         yield Rival("torch.compile, bfloat16", lambda: call(compiled_plain(), True), slow=True, **half)
 
 
-def _twin(model: Perceiver) -> Perceiver:
+def _halved(model: Perceiver) -> Perceiver:
+    """The model with the weights of its large products in bfloat16, all else in float32: as training computes it."""
     twin = Perceiver(model.config).train(model.training)
     twin.load_state_dict(model.state_dict())
+    for module in twin.modules():
+        if isinstance(module, Linear):
+            module.to(torch.bfloat16)
     return twin.to(next(model.parameters()).device)
 
 

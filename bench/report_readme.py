@@ -14,6 +14,7 @@ from typing import NamedTuple
 from wireframe.bench.report_rows import Row
 from wireframe.bench.report_tables import TABLES, Block, blocks
 from wireframe.errors import ConfigError, one_line
+from wireframe.files import read_capped
 
 _MOST_BYTES = 16 << 20
 _OPENING = re.compile(r"<!-- bench:([\w-]+)(?: ([\w-]+))? -->", re.ASCII)
@@ -42,12 +43,7 @@ def read_text(path: Path) -> str:
     Raises:
         ConfigError: it is too large or no UTF-8. OSError: it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is no regular file; give a Markdown file")
-    with open(path, "rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ConfigError(f"{path} has more than {_MOST_BYTES >> 20} MiB; give a Markdown file")
+    data = read_capped(path, _MOST_BYTES, "a Markdown file")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wireframe.errors import ConfigError, one_line, printable
+from wireframe.files import read_capped
 
 _MOST_BYTES = 64 << 20
 # No time, byte count or product comes near it, and floats hold it.
@@ -112,12 +113,7 @@ def read_rows(paths: Iterable[str | os.PathLike]) -> list[Row]:
 
 
 def _read(path: Path) -> list[Row]:
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is no regular file; give files of rows, or their folder")
-    with open(path, "rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ConfigError(f"{path} has more than {_MOST_BYTES >> 20} MiB; give a file of rows of wireframe bench")
+    data = read_capped(path, _MOST_BYTES, "files of rows of wireframe bench, or their folder")
     rows = []
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():

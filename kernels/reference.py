@@ -26,6 +26,16 @@ def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp_min(1e-24))
 
 
+def _zero_where_masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x [B, N, H, D] with zeros where mask [B, N] is False, whatever stands there."""
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and not torch._C._functorch.is_functorch_wrapped_tensor(mask):
+        # A copy and the few masked rows: a quarter of the time of a choice for every number.
+        masked = (~mask).flatten().nonzero().squeeze(1)
+        return x.flatten(0, 1).index_fill(0, masked, 0.0).view(x.shape)
+    return torch.where(mask[:, :, None, None], x, 0.0)
+
+
 def qk_norm_attention_reference(
     q: Tensor,  # [B, Nq, H, D]
     k: Tensor,  # [B, Nk, Hkv, D]
@@ -47,8 +57,7 @@ def qk_norm_attention_reference(
             key_mask = None
         bias = None
         if key_mask is not None:
-            valid = key_mask[:, :, None, None]
-            k, v = torch.where(valid, k, 0.0), torch.where(valid, v, 0.0)
+            k, v = _zero_where_masked(k, key_mask), _zero_where_masked(v, key_mask)
             # Without a valid key every (zeroed) key is admitted: the output is an average of zeros.
             seen = key_mask | ~key_mask.any(1, keepdim=True)
             bias = torch.zeros(seen.shape, dtype=dtype, device=q.device).masked_fill_(~seen, -math.inf)

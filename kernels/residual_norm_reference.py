@@ -23,7 +23,9 @@ def rms_norm_reference(
     with without_autocast(x.device.type):
         wide = x.to(working)
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        return (wide * scale * weight.to(working)).to(dtype)
+        normed, weight = wide * scale, weight.to(working)
+        # In place, which takes half of the time, where no gradient wants what is there.
+        return (normed * weight if torch.is_grad_enabled() else normed.mul_(weight)).to(dtype)
 
 
 def residual_norm_reference(

@@ -33,6 +33,21 @@ def check_target(path: str | os.PathLike) -> Path:
     return target
 
 
+def read_capped(path: str | os.PathLike, limit: int, wanted: str) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes; ``wanted`` says what to give instead of another one.
+
+    Raises:
+        ConfigError: it is larger, or a folder, device or pipe. OSError: it cannot be read.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{os.fspath(path)} is no regular file; give {wanted}")
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ConfigError(f"{os.fspath(path)} has more than {limit >> 20} MiB; give {wanted}")
+    return data
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file that takes its name only when the ``with`` block ends without an exception.

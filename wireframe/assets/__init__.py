@@ -7,4 +7,4 @@ _FOLDER = Path(__file__).parent
 # model.safetensors + config.json; trained by train/demo.sh on synthetic scenes alone.
 DEMO_MODEL = _FOLDER / "demo_model"
 # Training wireframes for the two dummies: the mean one and the nearest one.
-DEMO_DUMMIES = _FOLDER / "demo_dummies.npz"
+DEMO_DUMMIES = DEMO_MODEL / "dummies.npz"
