@@ -4,25 +4,21 @@ Makes scenes of the ``real`` preset, predicts and scores them by every method, a
 means with intervals, our difference to the handcrafted rival paired by scene, HSS by roof type and by number of edges.
 Such scenes rank methods; they do not predict a score on real data.
 
-    python -m wireframe.bench.held_out out/run/model --dummies wireframe/assets/dummies.npz --out out/held-out
+    python -m wireframe.bench.held_out wireframe/assets/demo_model --out out/held-out
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from wireframe.arguments import add_workers, non_negative, positive, size
 from wireframe.bench.timing import describe_machine, heading
-from wireframe.comparison import Contenders, against, as_json, compare_methods, format_groups, format_table
-from wireframe.files import atomic_write
+from wireframe.comparison import against, compare_on_made_scenes, format_groups, format_table
 from wireframe.hashing import SYNTH, generator
-from wireframe.pretrained import read_graph
 from wireframe.scoring import require_hoho
-from wireframe.synth import SynthConfig, make_building, write_shards
-from wireframe.train.config import BASE_CONFIG, load_config
+from wireframe.synth import SynthConfig, make_building
 
 # Of no scene that a model was trained, tuned or calibrated on.
 SEED = 20270205
@@ -43,8 +39,7 @@ def edge_group(edges: int) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measures and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m wireframe.bench.held_out", description=__doc__.split(":")[0])
-    parser.add_argument("model", type=Path, help="folder of the model; graph.json in it counts")
-    parser.add_argument("--dummies", type=Path, required=True, help="what the dummies know of the training scenes")
+    parser.add_argument("model", type=Path, help="folder of a model, as python -m wireframe.train.export writes it")
     parser.add_argument("--out", type=Path, required=True, help="folder for scenes and scores")
     parser.add_argument("--scenes", type=positive, default=500, help="scenes (default 500)")
     parser.add_argument("--seed", type=non_negative, default=SEED, help=f"of the scenes (default {SEED})")
@@ -55,15 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     require_hoho()
     config = SynthConfig.real().changed(arguments.set, **dict(zip(("width", "height"), arguments.size or ())))
-    graph = read_graph(arguments.model) or load_config(BASE_CONFIG).graph
-    tars = write_shards(
-        arguments.out / "scenes", arguments.seed, 0, arguments.scenes, config, shard_size=50,
-        workers=arguments.workers, progress=not arguments.quiet,
+    found = compare_on_made_scenes(
+        arguments.out, arguments.seed, arguments.scenes, config, arguments.model, workers=arguments.workers,
+        progress=not arguments.quiet,
     )  # fmt: skip
-    contenders = Contenders(str(arguments.model), graph, str(arguments.dummies))
-    found = compare_methods(
-        tars, contenders, workers=arguments.workers, total=arguments.scenes, progress=not arguments.quiet
-    )
     roofs = {}
     for index, scene in enumerate(found.scenes):
         roofs[scene.order_id] = make_building(generator(arguments.seed, index, SYNTH), config).roof_type
@@ -73,9 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nours less handcrafted: {against(found)}\n")
     print(format_groups(found, roofs, "roof", _GROUPED), format_groups(found, edges, "edges", _GROUPED), sep="\n\n")
     print(f"\nmeasured on {heading(describe_machine())}")
-    with atomic_write(arguments.out / "results.json") as file:
-        content = {"seed": arguments.seed, "roofs": roofs, **as_json(found)}
-        file.write(json.dumps(content, indent=1).encode())
     return 0
 
 

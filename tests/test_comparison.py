@@ -1,20 +1,23 @@
 import json
+import os
 import textwrap
 
 import numpy as np
 import pytest
 
 from wireframe import comparison
-from wireframe.assets import DEMO_DUMMIES, DEMO_MODEL
+from wireframe.assets import DEMO_MODEL
+from wireframe.bench import calibration, held_out
 from wireframe.bench.held_out import edge_group
-from wireframe.comparison import METHODS, Contenders, against, as_json, compare_methods, format_groups, format_table
-from wireframe.graph import GraphConfig, empty_wireframe
+from wireframe.comparison import METHODS, against, as_json, compare_methods, format_groups, format_table
+from wireframe.errors import WireframeError
+from wireframe.graph import empty_wireframe
+from wireframe.isolated import map_isolated
 from wireframe.scoring import Outcome, Score
 from wireframe.shards import ShardWriter
 from wireframe.synth import SynthConfig, make_scene
 
 TINY = SynthConfig(width=96, height=72, colmap_points=400, views_range=(4, 4))
-CONTENDERS = Contenders(str(DEMO_MODEL), GraphConfig(confidence=0.3), str(DEMO_DUMMIES))
 FATAL = "synth-0-000001"
 
 
@@ -52,7 +55,7 @@ def fatal_rival(tmp_path, monkeypatch):
 
 
 def test_a_rival_that_kills_its_process_loses_that_scene_alone(tar, fatal_rival):
-    found = compare_methods([tar], CONTENDERS, workers=2, progress=False)
+    found = compare_methods([tar], DEMO_MODEL, workers=2, progress=False)
     assert [scene.order_id for scene in found.scenes] == [f"synth-0-{i:06d}" for i in range(3)]
     for scene in found.scenes:
         assert set(scene.predicted) == set(METHODS) == set(scene.seconds)
@@ -77,3 +80,47 @@ def test_groups_of_edges_hold_every_number_and_sort_by_it():
     groups = [edge_group(edges) for edges in range(1, 65)]
     assert groups == sorted(groups) and len(set(groups)) == 5
     assert edge_group(12) == " 1 to 12" and edge_group(13) == "13 to 18" and edge_group(64) == "33 and more"
+
+
+def nothing() -> None:
+    pass
+
+
+def dies_at_two(number: int) -> int:
+    if number == 2:
+        os._exit(9)
+    return number
+
+
+def dies(number: int) -> int:
+    os._exit(9)
+
+
+def negated(number: int) -> int:
+    return -number
+
+
+def test_an_item_that_kills_its_process_goes_to_the_next_function():
+    assert list(map_isolated((dies_at_two, negated), range(6), 2, nothing)) == [0, 1, -2, 3, 4, 5]
+    with pytest.raises(WireframeError, match="killed whatever it was asked for"):
+        list(map_isolated((dies,), [1], 1, nothing))
+
+
+SMALL = ["--size", "96x72", "--set", "colmap_points=400", "--set", "views_range=[4,4]", "--workers", "1", "--quiet"]
+
+
+def test_a_model_is_held_beside_its_rivals_by_roof_and_by_edges(tmp_path, capsys):
+    assert held_out.main([str(DEMO_MODEL), "--out", str(tmp_path), "--scenes", "2", *SMALL]) == 0
+    told = capsys.readouterr().out
+    assert "ours less handcrafted: difference on 2 scenes" in told and "| roof | scenes |" in told
+    assert len(json.loads((tmp_path / "results.json").read_text())["scenes"]) == 2
+
+
+def test_the_calibration_says_of_every_figure_whether_it_is_met(tmp_path, capsys):
+    out = tmp_path / "calibration.json"
+    words = ["--scenes", "2", "--dummy-scenes", "3", "--out", str(out), *SMALL]
+    # Two tiny scenes meet next to nothing.
+    assert calibration.main(words) == 1
+    told, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert "| rival: mean HSS |" in told and "do not predict a score on real data" in told
+    assert len(found["scenes"]) == 2 and len(found["bars"]) == 22

@@ -37,5 +37,5 @@ def test_the_demo_draws_a_picture(demo):
 
 def test_the_shipped_weights_are_safetensors_of_at_most_10_mb():
     files = sorted(path.name for path in DEMO_MODEL.iterdir())
-    assert files == ["config.json", "dummies.npz", "model.safetensors"]
+    assert files == ["config.json", "dummies.npz", "graph.json", "model.safetensors"]
     assert sum(path.stat().st_size for path in DEMO_MODEL.iterdir()) <= 10 << 20

@@ -86,7 +86,7 @@ def model_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--config", type=path,
-        help="JSON whose graph section counts (default: graph.json beside the model, else base; demo for the shipped)",
+        help="JSON whose graph section counts (default: graph.json beside the model, else base)",
     )  # fmt: skip
     command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")
     command.add_argument("--limit", type=positive, help="only the first scenes")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wireframe.errors import WireframeError
+from wireframe.files import atomic_write
 from wireframe.fusion import fuse_views
-from wireframe.graph import GraphConfig, Wireframe, empty_wireframe
+from wireframe.graph import Wireframe, empty_wireframe
+from wireframe.isolated import map_isolated
 from wireframe.raw_rows import build_row
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import read_scene
 from wireframe.score_files import compare, group_means
 from wireframe.scoring import Outcome, Score, score_many, summarise
 from wireframe.shards import RawSample, iter_samples
+
+if TYPE_CHECKING:
+    from wireframe.synth import SynthConfig
 
 METHODS = {
     "ours": "ours",
@@ -32,14 +35,6 @@ METHODS = {
     "mean": "mean training wireframe",
     "untrained": "ours, untrained weights",
 }
-
-
-class Contenders(NamedTuple):
-    """What is compared: the folder of a model, how its segments become a graph, the file of dummies."""
-
-    model: str
-    graph: GraphConfig
-    dummies: str
 
 
 class ComparedScene(NamedTuple):
@@ -64,7 +59,7 @@ class Comparison(NamedTuple):
 
 
 def compare_methods(
-    tars: Iterable[str | os.PathLike], contenders: Contenders, *, workers: int = 1, total: int | None = None,
+    tars: Iterable[str | os.PathLike], model: str | os.PathLike, *, workers: int = 1, total: int | None = None,
     progress: bool = True,
 ) -> Comparison:  # fmt: skip
     """Predicts and scores the raw scenes of some tars by every one of ``METHODS``.
@@ -72,19 +67,44 @@ def compare_methods(
     Seconds count from the raw bytes to the wireframe, on one thread. Neither predictions nor scores depend on
     ``workers``. A scene on which the handcrafted rival kills its process is a scene without an answer of the rival.
 
+    Args:
+        model: folder of a model as ``wireframe.train.export`` writes it, with what its dummies know.
+
     Raises:
         MissingPackageError: hoho2025 is not installed. ShardError, SceneError: a tar or a scene cannot be read.
     """
     from tqdm import tqdm
 
+    scenes = []
     with tqdm(total=total, disable=not progress, desc="predict", unit="scene") as bar:
         samples = (sample for tar in tars for sample in iter_samples(tar))
-        scenes = list(_predict_all(samples, contenders, workers, bar.update))
+        # One thread each: predictions and timings then do not depend on the number of workers.
+        kinds = (_predict, functools.partial(_predict, rival=False))
+        for scene in map_isolated(kinds, samples, workers, _begin, (os.fspath(model),)):
+            scenes.append(scene)
+            bar.update(1)
     with tqdm(total=len(scenes) * len(METHODS), disable=not progress, desc="score", unit="scene") as bar:
         pairs = [(scene.predicted[method], scene.truth) for method in METHODS for scene in scenes]
         flat = score_many(pairs, workers=workers, progress=lambda done, _: bar.update(done - bar.n))
     rows = range(0, len(flat), max(len(scenes), 1))
     return Comparison(scenes, {method: flat[row : row + len(scenes)] for method, row in zip(METHODS, rows)})
+
+
+def compare_on_made_scenes(
+    out: Path, seed: int, count: int, config: SynthConfig, model: str | os.PathLike, *, workers: int = 1,
+    progress: bool = True,
+) -> Comparison:  # fmt: skip
+    """``compare_methods`` on synthetic scenes: writes ``scenes/*.tar`` and ``results.json`` into ``out``.
+
+    Finished tars in it are used again.
+    """
+    from wireframe.synth import write_shards
+
+    tars = write_shards(out / "scenes", seed, 0, count, config, shard_size=50, workers=workers, progress=progress)
+    found = compare_methods(tars, model, workers=workers, total=count, progress=progress)
+    with atomic_write(out / "results.json") as file:
+        file.write(json.dumps({"seed": seed, **as_json(found)}, indent=1).encode())
+    return found
 
 
 def format_table(found: Comparison) -> str:
@@ -128,56 +148,6 @@ def as_json(found: Comparison) -> dict:
     return {"summary": {method: summarise(found.outcomes[method]) for method in METHODS}, "scenes": scenes}
 
 
-def _predict_all(
-    samples: Iterable[RawSample], contenders: Contenders, workers: int, report: Callable[[int], object]
-) -> Iterator[ComparedScene]:
-    """Scenes in order; as many are under way as keep the processes busy."""
-    awaited: deque[tuple[RawSample, Future | None]] = deque()
-    pool = _pool(contenders, workers)
-
-    def next_one() -> ComparedScene:
-        sample, future = awaited.popleft()
-        try:
-            found = future.result() if future is not None else _alone(sample, contenders)
-        except BrokenProcessPool:
-            found = _alone(sample, contenders)
-        report(1)
-        return found
-
-    try:
-        for sample in samples:
-            try:
-                future = pool.submit(_predict, sample)
-            except BrokenProcessPool:
-                # Some scene killed its process; those under way are done again one by one.
-                pool.shutdown()
-                pool = _pool(contenders, workers)
-                future = pool.submit(_predict, sample)
-            awaited.append((sample, future))
-            if len(awaited) > 2 * workers:
-                yield next_one()
-        while awaited:
-            yield next_one()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _alone(sample: RawSample, contenders: Contenders) -> ComparedScene:
-    """A scene in a process of its own; without the handcrafted rival where it kills that too."""
-    for rival in (True, False):
-        with _pool(contenders, 1) as pool:
-            try:
-                return pool.submit(_predict, sample, rival).result()
-            except BrokenProcessPool:
-                continue
-    raise WireframeError(f"the process that predicted {sample.key} was killed twice (out of memory?); fewer --workers")
-
-
-def _pool(contenders: Contenders, workers: int) -> ProcessPoolExecutor:
-    # Spawned, one thread each: predictions and timings then do not depend on the number of workers.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(contenders,))
-
-
 class _Loaded(NamedTuple):
     num_points: int
     by_points: dict[str, Callable[[SampledScene], Wireframe]]
@@ -187,25 +157,27 @@ class _Loaded(NamedTuple):
 _loaded: _Loaded | None = None
 
 
-def _begin(contenders: Contenders) -> None:
+def _begin(folder: str) -> None:
     """Models and dummies, loaded once in each process, so that no scene pays for it."""
     import hoho2025.example_solutions  # noqa: F401
     import torch
 
+    from wireframe.assets import DUMMIES
     from wireframe.perceiver import Perceiver
     from wireframe.predict import predict_segments, wireframe_of
+    from wireframe.pretrained import load_model
     from wireframe.rivals import handcrafted, load_dummies
 
     global _loaded
     # Ctrl-C is for the parent, which ends its processes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    model = Perceiver.from_checkpoint(contenders.model)
+    model, graph = load_model(folder)
     untrained = Perceiver(model.config).eval()
-    dummies = load_dummies(contenders.dummies)
+    dummies = load_dummies(Path(folder) / DUMMIES)
 
     def by_model(weights: Perceiver) -> Callable[[SampledScene], Wireframe]:
-        return lambda scene: wireframe_of(predict_segments(scene, weights), scene, graph=contenders.graph)
+        return lambda scene: wireframe_of(predict_segments(scene, weights), scene, graph=graph)
 
     by_points = {"ours": by_model(model), "untrained": by_model(untrained)}
     by_points |= {"mean": dummies.mean.predict, "nearest": dummies.nearest.predict}

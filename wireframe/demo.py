@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from wireframe.assets import DEMO_DUMMIES, DEMO_MODEL
-from wireframe.comparison import Comparison, Contenders, as_json, compare_methods, format_table
-from wireframe.files import atomic_write
+from wireframe.assets import DEMO_MODEL
+from wireframe.comparison import Comparison, compare_on_made_scenes, format_table
 from wireframe.plots import SheetItem, contact_sheet
 from wireframe.scoring import require_hoho
 
@@ -38,20 +36,15 @@ def run_demo(out: str | os.PathLike, scenes: int, *, workers: int = 1, progress:
     Raises:
         MissingPackageError: hoho2025 is not installed.
     """
-    from wireframe.synth import SynthConfig, write_shards
-    from wireframe.train.config import DEMO_CONFIG, load_config
+    from wireframe.synth import SynthConfig
 
     require_hoho()
     out = Path(out)
-    tars = write_shards(
-        out / "scenes", HELD_OUT_SEED, 0, scenes, SynthConfig(colmap_points=COLMAP_POINTS),
-        shard_size=50, workers=workers, progress=progress,
+    config = SynthConfig(colmap_points=COLMAP_POINTS)
+    found = compare_on_made_scenes(
+        out, HELD_OUT_SEED, scenes, config, DEMO_MODEL, workers=workers, progress=progress
     )  # fmt: skip
-    contenders = Contenders(os.fspath(DEMO_MODEL), load_config(DEMO_CONFIG).graph, os.fspath(DEMO_DUMMIES))
-    found = compare_methods(tars, contenders, workers=workers, total=scenes, progress=progress)
     contact_sheet(_sheet(found), out / "contact_sheet.png")
-    with atomic_write(out / "results.json") as file:
-        file.write(json.dumps({"seed": HELD_OUT_SEED, **as_json(found)}, indent=1).encode())
     about = f"{scenes} held-out synthetic scenes, 768 x 576, {COLMAP_POINTS} COLMAP points, seed {HELD_OUT_SEED}"
     return (
         f"{about}\n\n{format_table(found)}\n\npicture: {out / 'contact_sheet.png'}\n"

@@ -125,11 +125,17 @@ def load_model(
     """A model and its ``graph_settings``; None: the shipped one. Raises as ``Perceiver.from_checkpoint`` does too."""
     from wireframe.perceiver import Perceiver
 
+    model = model or _shipped()
+    # Before the weights, which take longer to be refused.
     graph = graph_settings(model, config, threshold)
-    if not model:
-        # A bundle of `wireframe submit` has neither the shipped model nor a training beside it.
-        from wireframe.assets import DEMO_MODEL as model
     return Perceiver.from_checkpoint(model), graph
+
+
+def _shipped() -> Path:
+    # A bundle of `wireframe submit` has no shipped model beside it.
+    from wireframe.assets import DEMO_MODEL
+
+    return DEMO_MODEL
 
 
 def graph_settings(
@@ -138,17 +144,17 @@ def graph_settings(
     """How a model's segments become a graph: as ``config`` says, else ``graph.json`` beside the model, else the base.
 
     Args:
-        model: as ``Perceiver.from_checkpoint`` takes it; None: the shipped one, whose configuration is "demo".
+        model: as ``Perceiver.from_checkpoint`` takes it; None: the shipped one.
         config: a configuration whose graph section counts. threshold: the confidence to exceed; None: the graph's.
 
     Raises:
         ConfigError: the configuration, or the file beside the model, cannot be used.
     """
-    graph = read_graph(model) if model and not config else None
+    graph = None if config else read_graph(model or _shipped())
     if graph is None:
-        from wireframe.train.config import BASE_CONFIG, DEMO_CONFIG, load_config
+        from wireframe.train.config import BASE_CONFIG, load_config
 
-        graph = load_config(config or (BASE_CONFIG if model else DEMO_CONFIG)).graph
+        graph = load_config(config or BASE_CONFIG).graph
     return graph if threshold is None else dataclasses.replace(graph, confidence=threshold)
 
 

@@ -1,10 +1,8 @@
-"""The shipped demo model and what the demo needs of its training set."""
+"""The shipped demo model."""
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
-
-# model.safetensors + config.json; trained by train/demo.sh on synthetic scenes alone.
-DEMO_MODEL = _FOLDER / "demo_model"
-# Training wireframes for the two dummies: the mean one and the nearest one.
-DEMO_DUMMIES = DEMO_MODEL / "dummies.npz"
+# model.safetensors, config.json, graph.json; trained by train/demo.sh on synthetic scenes alone.
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+# In the folder of a model that train/export.py wrote: what the mean and the nearest dummy know of its training scenes.
+DUMMIES = "dummies.npz"
