@@ -20,8 +20,8 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--out", type=path,
-        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline: "
-        "bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
+        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline, "
+        "step: bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
     )  # fmt: skip
     timed = command.add_argument_group("kernels, pipeline, step")
     timed.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda (kernels, pipeline: cpu without a GPU)")
@@ -48,7 +48,7 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     add_workers(static)
     step = command.add_argument_group("step")
     step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
-    step.add_argument("--rounds", type=positive, default=5, help="turns of each provider (default 5)")
+    step.add_argument("--rounds", type=positive, default=9, help="turns of each provider (default 9)")
     step.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
     model = command.add_argument_group("step --model")
     model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")

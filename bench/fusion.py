@@ -154,7 +154,7 @@ def _reading_races(setup: Setup, how: How) -> Iterator[Race]:
 
 
 def _colours(setup: Setup) -> Work:
-    ids = [np.minimum(view.gestalt, len(GESTALT_NAMES) - 1) for view in decoded(setup).views]
+    ids = [np.minimum(view.gestalt, len(GESTALT_NAMES) - 1) for view in decoded(setup).views[:5]]
     inputs = [(torch.from_numpy(ids_to_colors(i, "gestalt")), "gestalt") for i in ids]
     return Work(inputs, own_rivals(ops.colors_to_ids))
 

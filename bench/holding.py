@@ -13,7 +13,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ def schedule(
 
 def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
     """An entry a rival after its first calls; those that failed, or computed something else, say why."""
-    entries, expected = [Entry(rival) for rival in work.rivals], None
+    entries, reference = [Entry(rival) for rival in work.rivals], None
     for entry in entries:
         rival = entry.rival
         if rival.slow and how.late():
@@ -219,9 +219,12 @@ def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
         try:
             with rival.settings():
                 found = _first_calls(entry, race, work, how)
-            if rival.exact:
-                expected = found if expected is None else expected
-                entry.error = relative_error(found, expected)
+            if rival.exact and reference is None:
+                reference = found
+                # Ours beside itself would be right whatever it computes.
+                entry.error = None if entry.ours else 0.0
+            elif rival.exact:
+                entry.error = relative_error(found, reference)
                 budget = race.budget if rival.budget is None else rival.budget
                 if not entry.error <= budget:
                     entry.failed = f"off the reference by {entry.error:.2g}, budget {budget:g}"
@@ -253,7 +256,8 @@ def _first_calls(entry: Entry, race: Race, work: Work, how: How) -> list:
     start = time.perf_counter()
     _run(entry.calls[0], how.device)
     entry.estimate_s = time.perf_counter() - start
-    if entry.estimate_s < _MOST_S / 2:
+    # What a graph needs was taken when it was captured.
+    if entry.estimate_s < _MOST_S / 2 and isinstance(entry.calls[0], _Call):
         entry.calls[0].prepare()
         entry.peak_mib = clocks.peak_mib(entry.calls[0], how.device)
     return found[0] if race.mode.endswith(GRAPH) else found
@@ -274,14 +278,19 @@ def reason(failure: Exception) -> str:
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """The largest error by norm among arrays, relative to the expected one, where that is finite; inf for shapes."""
+    """The largest error by norm among arrays, relative to the expected one; inf for other shapes, infinities or NaNs.
+
+    Without arrays that are expected it is inf as well: nothing would have been compared.
+    """
     pairs = list(zip(found := list(_arrays(found)), expected := list(_arrays(expected))))
-    if len(found) != len(expected) or any(a.shape != b.shape for a, b in pairs):
+    if not expected or len(found) != len(expected) or any(a.shape != b.shape for a, b in pairs):
         return math.inf
     worst = 0.0
     for a, b in pairs:
         a, b = a.to(b.device), b
         finite = b.isfinite()
+        if not ((a == b) | (a.isnan() & b.isnan()))[~finite].all():
+            return math.inf
         a, b = a[finite].double(), b[finite].double()
         error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
         worst = max(worst, math.inf if math.isnan(error) else error)
@@ -294,6 +303,11 @@ def _arrays(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         # A copy: torch warns of arrays that may not be written to.
         yield torch.from_numpy(value.copy())
+    elif isinstance(value, (int, float)):
+        yield torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from _arrays(value[name])
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _arrays(part)

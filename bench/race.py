@@ -74,6 +74,11 @@ class Work:
     gradients: Sequence[Tensor] | None = None
     built: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Slow rivals take every second, fourth, ... turn: of an even number of sets they would see but some.
+        if len(self.inputs) % 2 == 0:
+            raise ValueError(f"a race needs an odd number of sets, and this one has {len(self.inputs)}")
+
 
 class Bar(NamedTuple):
     """bound: milliseconds of ours at most; with a rival (the beginning of names, the fastest counts) its time in ours,

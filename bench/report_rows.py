@@ -25,7 +25,8 @@ class Row:
     """One rival in one race; ``None`` where something is not known, the times also where the rival ``failed``.
 
     Attributes:
-        ratio: its time over that of ours in the same race: median, low and high end of the 95 % interval.
+        ratio: its time over that of ours in the same race: median, low and high end of the 95 % interval, both None
+            where pairs were too few for one.
         error: relative to the reference; None where the rival computes something else.
         value: what was measured where that is no time; the operation says its unit.
     """
@@ -41,7 +42,7 @@ class Row:
     p20_ms: float | None
     p50_ms: float | None
     p80_ms: float | None
-    ratio: tuple[float, float, float] | None
+    ratio: tuple[float, float | None, float | None] | None
     cache: str | None
     error: float | None
     peak_mib: float | None
@@ -83,11 +84,8 @@ class Row:
 
     @property
     def measured_by(self) -> str:
-        """The command, as the row says it or as its part and threads say it."""
-        if self.command or self.part is None:
-            return self.command or "unknown"
-        threads = f" --threads {self.threads}" if self.cuda is None and self.threads and self.part != "step" else ""
-        return f"wireframe bench {self.part}{threads}"
+        """The command, as the row says it."""
+        return self.command or "unknown"
 
 
 _KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Row)}
@@ -146,9 +144,9 @@ def _value(name: str, kind: str, value: Any) -> Any:
     elif name == "ratio":
         if value is None:
             return None
-        ends = [value.get(end) for end in ("p50", "low", "high")] if isinstance(value, dict) else [None]
-        if all(_is_number(end) and end > 0 for end in ends):
-            return tuple(map(float, ends))
+        middle, *ends = [value.get(end, 0) for end in ("p50", "low", "high")] if isinstance(value, dict) else [None]
+        if all(_is_number(end) and end > 0 for end in (middle, *(ends if ends != [None, None] else ()))):
+            return float(middle), *(end if end is None else float(end) for end in ends)
     elif value is None:
         if "None" in kind:
             return None

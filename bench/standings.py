@@ -50,11 +50,15 @@ def table_line(row: dict) -> str:
         row["provider"],
         f"{milliseconds(middle * factor)} {unit}",
         f"{milliseconds(low * factor)}-{milliseconds(high * factor)}",
-        "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        "" if ratio is None else f"{ratio['p50']:.2f}" + _interval(ratio),
         "" if row["error"] is None else f"{row['error']:.2g}",
         "" if row["peak_mib"] is None else f"{row['peak_mib']:g}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _interval(ratio: dict) -> str:
+    return "" if ratio["low"] is None else f" ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
 def bar_lines(race: Race, found: Sequence[dict]) -> list[str]:

@@ -31,7 +31,16 @@ from wireframe.bench.step_rivals import (
     Run,
     make_bench,
 )
-from wireframe.bench.timing import append_rows, describe_machine, heading, milliseconds, paired_ratio, percentiles
+from wireframe.bench.timing import (
+    append_rows,
+    command,
+    default_out,
+    describe_machine,
+    heading,
+    milliseconds,
+    paired_ratio,
+    percentiles,
+)
 from wireframe.errors import one_line
 from wireframe.kernels.determinism import prepare_process
 
@@ -244,18 +253,24 @@ def run(options: argparse.Namespace) -> int:
         print(*goals([]), "skipped: no CUDA device", sep="\n")
         return 0
     machine, start = describe_machine(options.device), time.monotonic()
+    out = options.out or default_out(machine["device"], options.small)
     print(heading(machine), flush=True)
     failed = False
     for stage in options.stage:
         bench = make_bench(stage - 1, options.device, options.small, options.backend)
+        machine["command"] = command(
+            "step", stage=stage, rounds=options.rounds, steps=options.steps, small=options.small,
+            device=None if options.device == "cuda" else options.device,
+            backend=None if options.backend == "inductor" else options.backend,
+        )  # fmt: skip
         print(f"stage {stage}, {_shape(bench)}", table_head(machine["device"]), sep="\n", flush=True)
         rows = []
         for row in measure_steps(
             bench, machine, options.rounds, options.steps,
             lambda: options.seconds is not None and time.monotonic() - start > options.seconds,
         ):  # fmt: skip
-            if options.out:
-                append_rows(options.out, [row])
+            if out:
+                append_rows(out, [row])
             print(table_line(row), flush=True)
             rows.append(row)
         # What a CPU takes says nothing about the goals.

@@ -179,7 +179,8 @@ def _libraries(iters: int) -> Iterator[Rival]:
                 full, _EPS, a, b, max_iter=iters, tol=0.0, method="log_sinkhorn", grad="autodiff"
             )
             u, v = found.potentials
-            return u[:, :, None] + v[:, None, :] - full / _EPS
+            plan = u[:, :, None] + v[:, None, :] - full / _EPS
+            return plan.masked_fill(F.pad(~mask, (0, 1))[:, None, :], -torch.inf)
 
         return solve
 
