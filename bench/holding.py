@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from wireframe.bench import clocks
-from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, OURS, How, Race, Rival, Work
+from wireframe.bench.names import LEFT_OUT, OURS
+from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
 
 # A call of microseconds is repeated beyond what is asked for, until this much time is spent on it; one of seconds less
@@ -40,24 +41,28 @@ class Entry:
     def __init__(self, rival: Rival) -> None:
         self.rival = rival
         self.failed: str | None = None
+        self.host_bound = False
         self.error = self.peak_mib = self.first_s = None
         self.times: dict[int, float] = {}
         self.calls: list[_Call | _Replay] = []
-        self.estimate_s = 0.0
+        self.estimate_s = self.launch_s = 0.0
         self._stack = contextlib.ExitStack()
 
     @property
     def ours(self) -> bool:
         return self.rival.provider.startswith(OURS)
 
-    def enter(self, turn: int, prepare: Callable[[], None]) -> Callable[[], Any]:
-        """What is to be timed; all around it is not."""
+    def enter(self, turn: int, prepare: Callable[[float], None], warm: bool = False) -> Callable[[], Any]:
+        """What is to be timed; all around it is not, nor what warms the cache: the same call once before."""
         call = self.calls[turn % len(self.calls)]
         if self.failed is None:
             try:
-                self._stack.enter_context(self.rival.settings())
+                self._stack.enter_context(self.rival.context())
+                if warm and isinstance(call, _Call):
+                    call.prepare()
+                    call()
                 call.prepare()
-                prepare()
+                prepare(self.launch_s)
                 return self._caught(call)
             except Exception as failure:
                 self.failed = reason(failure)
@@ -165,7 +170,7 @@ def hold(race: Race, benchmark: Any, how: How) -> list[Entry]:
 
         def setup() -> tuple:
             turn, number = next(coming)
-            return (racing[number], racing[number].enter(turn, prepare)), {}
+            return (racing[number], racing[number].enter(turn, prepare, race.cache == "warm")), {}
 
         benchmark.pedantic(
             lambda entry, run: run(), setup=setup, teardown=lambda entry, run: entry.leave(),
@@ -210,14 +215,14 @@ def schedule(
 
 def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
     """An entry a rival after its first calls; those that failed, or computed something else, say why."""
-    entries, reference = [Entry(rival) for rival in work.rivals], None
+    entries, reference = [Entry(r) for r in work.rivals if race.mode.removesuffix(GRAPH) in r.modes], None
     for entry in entries:
         rival = entry.rival
         if rival.slow and how.late():
-            entry.failed = "left out, the time is over"
+            entry.failed = LEFT_OUT
             continue
         try:
-            with rival.settings():
+            with rival.context():
                 found = _first_calls(entry, race, work, how)
             if rival.exact and reference is None:
                 reference = found
@@ -254,7 +259,13 @@ def _first_calls(entry: Entry, race: Race, work: Work, how: How) -> list:
     entry.first_s = round(time.perf_counter() - start, 3)
     found += [_run(call, how.device) for call in entry.calls[1:]]
     start = time.perf_counter()
-    _run(entry.calls[0], how.device)
+    entry.calls[0].prepare()
+    launched = time.perf_counter()
+    entry.calls[0]()
+    entry.launch_s = time.perf_counter() - launched
+    if how.device != "cpu":
+        torch.cuda.synchronize()
+    entry.host_bound = how.device != "cpu" and not race.host and clocks.too_long(entry.launch_s)
     entry.estimate_s = time.perf_counter() - start
     # What a graph needs was taken when it was captured.
     if entry.estimate_s < _MOST_S / 2 and isinstance(entry.calls[0], _Call):

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from wireframe.bench.report_rows import OURS, Held, Row, time_ratio
+from wireframe.bench.names import FIXED, FREE, OURS
+from wireframe.bench.report_rows import Held, Row, time_ratio
 from wireframe.bench.timing import milliseconds
 from wireframe.errors import one_line
 
-DIRTY_MARK, OTHER_RUN_MARK = "†", "‡"
-_FIXED = ", deterministic"
-_FREE = ", torch's determinism off"
+DIRTY_MARK, OTHER_RUN_MARK, HOST_MARK = "†", "‡", "§"
 
 
 class Line(NamedTuple):
@@ -38,7 +37,7 @@ def _ms(row: Row | None) -> str:
         return ""
     if row.p50_ms is None:
         return f"not timed: {one_line(row.failed or 'no reason given', 70)}"
-    return milliseconds(row.p50_ms) + (DIRTY_MARK if row.dirty else "")
+    return milliseconds(row.p50_ms) + DIRTY_MARK * row.dirty + HOST_MARK * bool(row.host_bound)
 
 
 def _spread(row: Row) -> str:
@@ -82,12 +81,15 @@ def _is_same(row: Row) -> bool:
 def _standing(race: Held) -> str:
     """Ours beside the fastest rival that computes the same: won, lost, or level where the interval holds 1.
 
-    A row without an interval is level where its times and ours overlap, from p20 to p80.
+    Of a single rival nobody knows whether it is the fastest. A row without an interval is level where its times and
+    ours overlap, from p20 to p80.
     """
     timed = [(time_ratio(row, race.ours), row) for row in race.others if row.exact and not row.of_ours]
     timed = [(ratio, row) for ratio, row in timed if ratio]
     if not timed or race.ours is None or race.ours.p50_ms is None:
         return ""
+    if len(timed) == 1:
+        return "only one timed"
     (middle, low, high), row = min(timed, key=lambda item: item[0][0])
     if low is None:
         low, high = _overlap(row, race.ours) or (middle, middle)
@@ -191,7 +193,7 @@ def pairs(found: Sequence[Held]) -> Iterator[Pair]:
     for race in found:
         kinds: dict[tuple, dict[bool | None, Row]] = {}
         for row in race.rows:
-            name = row.provider.removesuffix(_FIXED).removesuffix(_FREE)
+            name = row.provider.removesuffix(FIXED).removesuffix(FREE)
             kinds.setdefault((name, row.dtype), {}).setdefault(row.deterministic, row)
         for (name, _), both in kinds.items():
             free, fixed = both.get(False), both.get(True)

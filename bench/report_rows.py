@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wireframe.bench.names import ABSENT, LEFT_OUT, OURS
 from wireframe.errors import ConfigError, one_line, printable
 from wireframe.files import read_capped
 
@@ -16,8 +17,6 @@ _MOST_BYTES = 64 << 20
 # No time, byte count or product comes near it, and floats hold it.
 _MOST = 1e24
 DIRTY = "-dirty"
-# As in race.py, which imports torch.
-OURS = "ours"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Row:
     mfu_of: float | None = None
     launches: float | None = None
     idle: float | None = None
+    host_bound: bool | None = None
 
     @property
     def of_ours(self) -> bool:
@@ -76,6 +76,11 @@ class Row:
     @property
     def dirty(self) -> bool:
         return self.commit.endswith(DIRTY)
+
+    @property
+    def tried(self) -> bool:
+        """False of a rival that was left out or is not installed."""
+        return self.failed is None or not (self.failed == LEFT_OUT or ABSENT in self.failed)
 
     @property
     def exact(self) -> bool:
@@ -178,12 +183,13 @@ def _is_whole(value: Any) -> bool:
 def newest(rows: Iterable[Row]) -> list[Row]:
     """The newest row of every device, operation, provider, mode, shape, dtype, determinism, threads and cache.
 
-    Of equal dates the later one counts. Where the threads are not known, any newer row that agrees otherwise does.
+    Of equal dates the later one counts, and one of a rival that was tried before all where it was not. Where the
+    threads are not known, any newer row that agrees otherwise does.
     """
     kept: dict[tuple, tuple[str, int, Row]] = {}
     for position, row in enumerate(rows):
         key = (*_beside_threads(row), row.threads)
-        if key not in kept or kept[key][0] <= row.date:
+        if key not in kept or (kept[key][2].tried, kept[key][0]) <= (row.tried, row.date):
             kept[key] = (row.date, position, row)
     latest: dict[tuple, str] = {}
     for date, _, row in kept.values():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from wireframe.bench.report_layouts import (
     DIRTY_MARK,
+    HOST_MARK,
     OTHER_RUN_MARK,
     Layout,
     Line,
@@ -27,6 +28,7 @@ from wireframe.bench.timing import slug
 _NOTES = {
     DIRTY_MARK: "measured with changes that no commit holds",
     OTHER_RUN_MARK: "against ours of another run than the one beside it",
+    HOST_MARK: "with launches that took the host longer than any pause hides",
 }
 _VERSIONS = {"torch": "torch", "triton": "triton", "numpy": "NumPy", "cuda": "CUDA", "driver": "driver"}
 

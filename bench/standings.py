@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wireframe.bench.holding import Entry
-from wireframe.bench.race import OURS, Race
+from wireframe.bench.names import OURS
+from wireframe.bench.race import Race
 from wireframe.bench.timing import milliseconds, paired_ratio, percentiles
 
 TABLE_HEAD = "| provider | median | p20-p80 | time / ours (95 %) | error | peak MiB |\n|---|---|---|---|---|---|"
@@ -35,7 +36,8 @@ def _row(part: str, race: Race, entry: Entry, ours: Entry | None, machine: dict)
         "ratio": ratio, "cache": race.cache, "error": entry.error, "peak_mib": entry.peak_mib,
         "first_s": entry.first_s, "flops": race.flops, "bytes": race.bytes, "whole": race.whole,
     }  # fmt: skip
-    return {**row, **({"failed": entry.failed} if entry.failed else {}), **machine}
+    bound = {"host_bound": True} if entry.host_bound and times else {}
+    return {**row, **bound, **({"failed": entry.failed} if entry.failed else {}), **machine}
 
 
 def table_line(row: dict) -> str:

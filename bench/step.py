@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from wireframe.bench.gpus import specified
+from wireframe.bench.names import FIXED, LEFT_OUT, OURS
 from wireframe.bench.step_rivals import (
     COMPILED,
-    FIXED,
     FREE,
     GRAPHED,
-    OURS,
     PROVIDERS,
     PUBLISHED,
     Bench,
@@ -70,7 +69,7 @@ def measure_steps(
     for provider in PROVIDERS:
         names = _names(provider, bench)
         if provider.slow and late():
-            yield {**names, **percentiles(()), "failed": "left out, the time is over", **machine}
+            yield {**names, **percentiles(()), "failed": LEFT_OUT, **machine}
             continue
         try:
             row, run = _measured(provider, ours, bench, machine, rounds, steps)

@@ -29,7 +29,6 @@ from wireframe.bench.race import (
     compiled_deterministically,
     package,
     randn,
-    repeatable_backward,
 )
 from wireframe.kernels import ops
 from wireframe.kernels.determinism import deterministic
@@ -151,7 +150,7 @@ def _rivals(ours: Callable, plain: Callable, how: How, compiling: bool) -> Itera
     yield Rival("eager, deterministic", lambda: plain, deterministic=True, settings=fixed)
     if not compiling:
         return
-    yield Rival("torch.compile", lambda: compiled(plain, how), settings=repeatable_backward, slow=True)
+    yield Rival("torch.compile", lambda: compiled(plain, how), slow=True)
     yield compiled_deterministically("torch.compile", plain, how)
 
 

@@ -14,6 +14,7 @@ import torch
 from wireframe.bench import clocks, fusion, holding, pipeline, prepare, runner, standings, timing
 from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Bar, How, Race, Rival, Work, package
 from wireframe.cli import main
+from wireframe.errors import WireframeError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--device", "cpu", "--small", "--threads", "1", "--backend", "eager"]
@@ -263,6 +264,48 @@ def test_arrays_by_name_are_compared_and_nothing_to_compare_is_no_agreement():
     assert holding.relative_error({"x": a, "n": 2}, {"n": 2, "x": a}) == 0
     assert holding.relative_error({"x": 2 * a}, {"x": a}) == 1 == holding.relative_error(4, 2)
     assert holding.relative_error({}, {}) == holding.relative_error("b", "b") == math.inf
+
+
+def test_a_rival_takes_part_in_its_modes_alone(monkeypatch, tmp_path):
+    race = a_race(doubled("ours"), doubled("a", modes=(BACKWARD, BOTH)), doubled("b", modes=(FORWARD,)))
+    assert [row["provider"] for row in held(monkeypatch, tmp_path, race)[1]] == ["ours", "b"]
+
+
+@pytest.mark.parametrize(("cache", "calls"), [("warm", 2), ("cold", 1)])
+def test_what_is_timed_warm_has_run_on_its_set_just_before(cache, calls):
+    seen = []
+    entry = holding.Entry(doubled("ours"))
+    entry.calls = [holding._Call(lambda x: seen.append(x), Work([(5,)], []), 0, FORWARD)]
+    entry.enter(0, lambda launch: seen.append("timed from here"), cache == "warm")()
+    assert seen == [5, "timed from here", 5][2 - calls :]
+
+
+def test_the_device_waits_twice_as_long_as_the_host_launches(monkeypatch):
+    cycles = []
+    monkeypatch.setattr(torch.cuda, "_sleep", cycles.append, raising=False)
+    for launch in (1e-5, 0.01, 0.04, 3.0):
+        clocks.preparation("cuda", False, "warm")(launch)
+    assert cycles == [6_000_000, 40_000_000, 160_000_000, 200_000_000]
+    assert [clocks.too_long(launch) for launch in (0.01, 0.04, 3.0)] == [False, False, True]
+
+
+def test_compiled_rivals_may_all_run_their_backward_again():
+    from torch._functorch import config
+
+    assert config.donated_buffer
+    for slow in (True, False):
+        with doubled("a", slow=slow).context():
+            assert config.donated_buffer != slow
+
+
+def test_an_error_in_the_races_is_no_interruption(monkeypatch, capsys):
+    def broken_races(part, how):
+        raise WireframeError("there is no such race")
+        yield
+
+    monkeypatch.setattr(runner, "races", broken_races)
+    assert main(["bench", "kernels", *SMALL]) == 2
+    assert "there is no such race" in capsys.readouterr().err
 
 
 def test_a_race_has_an_odd_number_of_sets_so_that_slow_rivals_see_all_of_them():
