@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +28,15 @@ NAME = "wireframe-bench"
 
 
 def races(part: str, how: How) -> Iterator[Race]:
-    """The races of a part, those with bars first."""
+    """The races of a part, those with bars first; of growth those alone that are not there without it."""
     from wireframe.bench import attention, fusion, model, pipeline, prepare, transport
 
     subjects = (attention, transport, fusion) if part == "kernels" else (pipeline, model, prepare)
-    for subject in subjects:
-        yield from subject.races(how)
+    titles: set[str] = set()
+    for race in itertools.chain.from_iterable(subject.races(how) for subject in subjects):
+        if race.title not in titles:
+            titles.add(race.title)
+            yield race
 
 
 class Suite:

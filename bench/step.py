@@ -198,13 +198,8 @@ def _shape(bench: Bench) -> str:
     return f"{stage.batch_size} x {stage.points}, {bench.config.precision}"
 
 
-def table(rows: list[dict], device: str) -> str:
-    """Markdown of the rows of one stage, measured on a device."""
-    return "\n".join([table_head(device), *map(table_line, rows)])
-
-
 def table_head(device: str) -> str:
-    """The first two lines of ``table``."""
+    """The first two lines of the Markdown table of a stage, measured on a device."""
     sheet = specified(device)
     mfu = "MFU" if sheet is None else f"MFU, of {sheet.half:g} TFLOP/s"
     columns = ("provider", "ms a step", "p20-p80", "ours beside it", mfu, "launches", "idle", "peak MiB")
@@ -212,7 +207,7 @@ def table_head(device: str) -> str:
 
 
 def table_line(row: dict) -> str:
-    """The line of a row in ``table``."""
+    """The line of a row below ``table_head``."""
     if "failed" in row:
         return f"| {row['provider']} | not measured: {row['failed']} |{' |' * 6}"
     low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))

@@ -121,7 +121,9 @@ def test_races_have_names_of_their_own_and_grow_where_asked(device):
         sizes = {race.sizes[size] for race in found if race.op == op and size in race.sizes}
         assert (min(sizes), max(sizes)) == (least, most), op
     plain = [race for part in runner.PARTS for race in runner.races(part, how._replace(grow=False))]
-    assert len(plain) < len(found) and len({race.title for race in plain}) == len(plain)
+    assert len(plain) < len(found) and len({race.title for race in found}) == len(found)
+    # What growth has in common with the base is raced as the base has it, with all rivals and bars.
+    assert [race.bars for race in found if race.title in {p.title for p in plain}] == [race.bars for race in plain]
 
 
 def held(monkeypatch, tmp_path, *races, more=()):
