@@ -380,6 +380,22 @@ def test_an_absent_pytest_benchmark_is_one_line(monkeypatch, capsys):
     assert line.endswith("under pytest-benchmark, which is not installed; run: pip install pytest-benchmark")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["kernels", "--stage", "3"], "--stage goes with step, not with kernels"),
+        (["pipeline", "--table"], "--table goes with static, not with pipeline"),
+        (["kernels", "--rows", "x"], "--rows goes with report, not with kernels"),
+        (["report", "-k", "x"], "-k goes with kernels, pipeline, not with report"),
+        (["static", "--model"], "--model goes with step, not with static"),
+        (["step", "--check", "x"], "--check goes with static, report, not with step"),
+    ],
+)
+def test_an_option_of_another_part_is_refused(given, said, capsys):
+    assert main(["bench", *given]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_expression_that_matches_no_race_is_wrong_input(monkeypatch, tmp_path, capsys):
     status, rows = held(monkeypatch, tmp_path, a_race(doubled("ours")), more=["-k", "nothing"])
     assert status == 2 and not rows and "no race of kernels matches -k 'nothing'" in capsys.readouterr().err
