@@ -8,19 +8,18 @@ that a drift of the machine hits all of them, and times of one turn are pairs, o
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wireframe.bench import clocks
+from wireframe.bench.agreement import relative_error
 from wireframe.bench.names import LEFT_OUT, OURS
 from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
@@ -286,42 +285,3 @@ def reason(failure: Exception) -> str:
     """What went wrong, on one line; of torch.compile's explanations what was raised under it."""
     text = str(failure)
     return one_line(text.partition("Developer debug context: ")[2] or text or failure)
-
-
-def relative_error(found: Any, expected: Any) -> float:
-    """The largest error by norm among arrays, relative to the expected one; inf for other shapes, infinities or NaNs.
-
-    Without arrays that are expected it is inf as well: nothing would have been compared.
-    """
-    pairs = list(zip(found := list(_arrays(found)), expected := list(_arrays(expected))))
-    if not expected or len(found) != len(expected) or any(a.shape != b.shape for a, b in pairs):
-        return math.inf
-    worst = 0.0
-    for a, b in pairs:
-        a, b = a.to(b.device), b
-        finite = b.isfinite()
-        if not ((a == b) | (a.isnan() & b.isnan()))[~finite].all():
-            return math.inf
-        a, b = a[finite].double(), b[finite].double()
-        error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
-        worst = max(worst, math.inf if math.isnan(error) else error)
-    return float(f"{worst:.3g}")
-
-
-def _arrays(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        # A copy: torch warns of arrays that may not be written to.
-        yield torch.from_numpy(value.copy())
-    elif isinstance(value, (int, float)):
-        yield torch.tensor(value, dtype=torch.float64)
-    elif isinstance(value, Mapping):
-        for name in sorted(value):
-            yield from _arrays(value[name])
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _arrays(part)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _arrays(getattr(value, field.name))
