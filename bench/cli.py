@@ -8,6 +8,17 @@ from wireframe.arguments import add_workers, path, positive, threads
 from wireframe.errors import ConfigError, WireframeError
 from wireframe.files import check_target
 
+_SUITE, _TIMED = ("kernels", "pipeline"), ("kernels", "pipeline", "step")
+# The parts that an option goes with, by its name; --out goes with all.
+_PARTS = {
+    **dict.fromkeys(("device", "small", "seconds", "backend"), _TIMED),
+    **dict.fromkeys(("k", "repeats", "threads", "grow", "json"), _SUITE),
+    **dict.fromkeys(("arch", "table", "workers"), ("static",)),
+    **dict.fromkeys(("stage", "rounds", "steps", "model", "of", "list"), ("step",)),
+    **dict.fromkeys(("readme", "rows", "plots"), ("report",)),
+    "check": ("static", "report"),
+}
+
 
 def bench_arguments(command: argparse.ArgumentParser) -> None:
     # What wireframe.kernels.launch plans for, and no import for --help.
@@ -20,8 +31,8 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--out", type=path,
-        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline: "
-        "bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
+        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline, "
+        "step: bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
     )  # fmt: skip
     timed = command.add_argument_group("kernels, pipeline, step")
     timed.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda (kernels, pipeline: cpu without a GPU)")
@@ -48,7 +59,7 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     add_workers(static)
     step = command.add_argument_group("step")
     step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
-    step.add_argument("--rounds", type=positive, default=5, help="turns of each provider (default 5)")
+    step.add_argument("--rounds", type=positive, default=9, help="turns of each provider (default 9)")
     step.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
     model = command.add_argument_group("step --model")
     model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
@@ -58,16 +69,24 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
     report.add_argument("--readme", type=path, metavar="FILE", help="Markdown whose tables <!-- bench:NAME --> to make")
     report.add_argument("--rows", type=path, nargs="+", help="files or folders of rows (those of the checkout)")
     report.add_argument("--plots", type=path, metavar="FOLDER", help="for PNG files (docs/bench of the checkout)")
+    command.set_defaults(defaults={name: command.get_default(name) for name in _PARTS})
+
+
+def _refuse_foreign(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for an option that the part would not look at."""
+    for name, parts in _PARTS.items():
+        if arguments.part not in parts and getattr(arguments, name) != arguments.defaults[name]:
+            flag = f"{'-' if len(name) == 1 else '--'}{name}"
+            raise ConfigError(f"{flag} goes with {', '.join(parts)}, not with {arguments.part}")
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    _refuse_foreign(arguments)
     out = arguments.out
     # Minutes before it would be written.
     if out and not check_target(out).parent.is_dir():
         raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
     if arguments.part in ("kernels", "pipeline"):
-        if arguments.model:
-            raise ConfigError("--model goes with step")
         from wireframe.bench import runner
 
         return runner.run(arguments)
@@ -86,8 +105,6 @@ def bench(arguments: argparse.Namespace) -> int:
         from wireframe.bench import step
 
         return step.run(arguments)
-    if arguments.model:
-        raise ConfigError("--model goes with step; static compiles kernels")
     if arguments.table:
         from wireframe.bench import static_table
 

@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Three milliseconds: twice what a host beside an H200 took to launch forward and backward of a call of ours.
-_PAUSE_CYCLES = 6_000_000
+# Twice what a host beside an H200 took to launch forward and backward of a call of ours; others launch more, and get
+# twice of that, up to a pause after which a GPU would have gone to rest.
+_PAUSE_S, _MOST_PAUSE_S = 3e-3, 0.1
+# A GPU at 2 GHz; at less the pause is longer.
+_CYCLES_A_SECOND = 2e9
 
 
 class _Stamp:
@@ -49,15 +52,28 @@ def _flushed() -> Tensor:
     return torch.empty(64 << 20, dtype=torch.int32, device="cuda")
 
 
-def preparation(device: str, host: bool, cache: str | None) -> Callable[[], None]:
-    """What goes before a timed call: a cold L2 cache where wanted, then the pause where the host is not to count."""
+def pause_s(launch_s: float) -> float:
+    """Seconds for which the device waits while the host launches what took it ``launch_s``."""
+    return min(max(_PAUSE_S, 2 * launch_s), _MOST_PAUSE_S)
 
-    def prepare() -> None:
+
+def too_long(launch_s: float) -> bool:
+    """Whether no pause hides the launches: then the host counts in what is timed."""
+    return 2 * launch_s > _MOST_PAUSE_S
+
+
+def preparation(device: str, host: bool, cache: str | None) -> Callable[[float], None]:
+    """What goes before a timed call: a cold L2 cache where wanted, then the pause where the host is not to count.
+
+    It takes the seconds that the host needs to launch the call.
+    """
+
+    def prepare(launch_s: float = 0.0) -> None:
         if device != "cpu":
             if cache == "cold":
                 _flushed().zero_()
             if not host:
-                torch.cuda._sleep(_PAUSE_CYCLES)
+                torch.cuda._sleep(int(pause_s(launch_s) * _CYCLES_A_SECOND))
 
     return prepare
 

@@ -112,7 +112,7 @@ def _operation(op: str, arguments: Callable[[Stage], tuple], setup: Setup, more:
 
 
 def _depth_to_3d(setup: Setup) -> Callable:
-    cv2 = package("cv2", "opencv-python")
+    cv2 = package("cv2", "opencv-python-headless")
     views = decoded(setup).views
 
     def run(*_: object) -> list[np.ndarray]:
@@ -122,7 +122,7 @@ def _depth_to_3d(setup: Setup) -> Callable:
 
 
 def _project_points() -> Callable:
-    cv2 = package("cv2", "opencv-python")
+    cv2 = package("cv2", "opencv-python-headless")
 
     def run(batch: SceneBatch, xyz: Tensor, offsets: Tensor) -> np.ndarray:
         points, classes = xyz.numpy(), len(GESTALT_NAMES)
@@ -154,7 +154,7 @@ def _reading_races(setup: Setup, how: How) -> Iterator[Race]:
 
 
 def _colours(setup: Setup) -> Work:
-    ids = [np.minimum(view.gestalt, len(GESTALT_NAMES) - 1) for view in decoded(setup).views]
+    ids = [np.minimum(view.gestalt, len(GESTALT_NAMES) - 1) for view in decoded(setup).views[:5]]
     inputs = [(torch.from_numpy(ids_to_colors(i, "gestalt")), "gestalt") for i in ids]
     return Work(inputs, own_rivals(ops.colors_to_ids))
 

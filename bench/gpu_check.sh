@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One offline command for a CUDA machine: builds the extension in place, runs the gpu tests, then the GPU benchmarks.
-#   bash bench/gpu_check.sh            results go to bench/results
+#   bash bench/gpu_check.sh            results go to bench/results/gpu_check
 #   OUT=folder PYTHON=python3.12 bash bench/gpu_check.sh
 #   bash bench/gpu_check.sh kernels attention      these steps alone
 #   bash bench/gpu_check.sh contract fingerprint   training by the contract, and its bits: three minutes, by name only
@@ -8,7 +8,7 @@
 #   bash bench/gpu_check.sh step-1                 a step of stage 1 beside its rivals: by name only
 #   bash bench/gpu_check.sh step-3                 the same of stage 3
 # Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement, to which calls that
-# name their steps add.
+# name their steps add. None is the checkout's: rows to keep are appended to bench/results/DEVICE.jsonl by hand.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest, pytest-benchmark and a C++ compiler; no network, and
 # nothing is installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
 # Every step has its own time limit and the sum is below 9 minutes for each of these calls. A failed step does not stop
@@ -16,7 +16,7 @@
 set -uo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
-OUT=${OUT:-$ROOT/bench/results}
+OUT=${OUT:-$ROOT/bench/results/gpu_check}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 cd "$ROOT" || exit 1
 PYTHON=${PYTHON:-python3}

@@ -8,20 +8,20 @@ that a drift of the machine hits all of them, and times of one turn are pairs, o
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wireframe.bench import clocks
-from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, OURS, How, Race, Rival, Work
+from wireframe.bench.agreement import relative_error
+from wireframe.bench.names import LEFT_OUT, OURS
+from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
 
 # A call of microseconds is repeated beyond what is asked for, until this much time is spent on it; one of seconds less
@@ -40,24 +40,28 @@ class Entry:
     def __init__(self, rival: Rival) -> None:
         self.rival = rival
         self.failed: str | None = None
+        self.host_bound = False
         self.error = self.peak_mib = self.first_s = None
         self.times: dict[int, float] = {}
         self.calls: list[_Call | _Replay] = []
-        self.estimate_s = 0.0
+        self.estimate_s = self.launch_s = 0.0
         self._stack = contextlib.ExitStack()
 
     @property
     def ours(self) -> bool:
         return self.rival.provider.startswith(OURS)
 
-    def enter(self, turn: int, prepare: Callable[[], None]) -> Callable[[], Any]:
-        """What is to be timed; all around it is not."""
+    def enter(self, turn: int, prepare: Callable[[float], None], warm: bool = False) -> Callable[[], Any]:
+        """What is to be timed; all around it is not, nor what warms the cache: the same call once before."""
         call = self.calls[turn % len(self.calls)]
         if self.failed is None:
             try:
-                self._stack.enter_context(self.rival.settings())
+                self._stack.enter_context(self.rival.context())
+                if warm and isinstance(call, _Call):
+                    call.prepare()
+                    call()
                 call.prepare()
-                prepare()
+                prepare(self.launch_s)
                 return self._caught(call)
             except Exception as failure:
                 self.failed = reason(failure)
@@ -165,7 +169,7 @@ def hold(race: Race, benchmark: Any, how: How) -> list[Entry]:
 
         def setup() -> tuple:
             turn, number = next(coming)
-            return (racing[number], racing[number].enter(turn, prepare)), {}
+            return (racing[number], racing[number].enter(turn, prepare, race.cache == "warm")), {}
 
         benchmark.pedantic(
             lambda entry, run: run(), setup=setup, teardown=lambda entry, run: entry.leave(),
@@ -210,18 +214,21 @@ def schedule(
 
 def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
     """An entry a rival after its first calls; those that failed, or computed something else, say why."""
-    entries, expected = [Entry(rival) for rival in work.rivals], None
+    entries, reference = [Entry(r) for r in work.rivals if race.mode.removesuffix(GRAPH) in r.modes], None
     for entry in entries:
         rival = entry.rival
         if rival.slow and how.late():
-            entry.failed = "left out, the time is over"
+            entry.failed = LEFT_OUT
             continue
         try:
-            with rival.settings():
+            with rival.context():
                 found = _first_calls(entry, race, work, how)
-            if rival.exact:
-                expected = found if expected is None else expected
-                entry.error = relative_error(found, expected)
+            if rival.exact and reference is None:
+                reference = found
+                # Ours beside itself would be right whatever it computes.
+                entry.error = None if entry.ours else 0.0
+            elif rival.exact:
+                entry.error = relative_error(found, reference)
                 budget = race.budget if rival.budget is None else rival.budget
                 if not entry.error <= budget:
                     entry.failed = f"off the reference by {entry.error:.2g}, budget {budget:g}"
@@ -251,9 +258,16 @@ def _first_calls(entry: Entry, race: Race, work: Work, how: How) -> list:
     entry.first_s = round(time.perf_counter() - start, 3)
     found += [_run(call, how.device) for call in entry.calls[1:]]
     start = time.perf_counter()
-    _run(entry.calls[0], how.device)
+    entry.calls[0].prepare()
+    launched = time.perf_counter()
+    entry.calls[0]()
+    entry.launch_s = time.perf_counter() - launched
+    if how.device != "cpu":
+        torch.cuda.synchronize()
+    entry.host_bound = how.device != "cpu" and not race.host and clocks.too_long(entry.launch_s)
     entry.estimate_s = time.perf_counter() - start
-    if entry.estimate_s < _MOST_S / 2:
+    # What a graph needs was taken when it was captured.
+    if entry.estimate_s < _MOST_S / 2 and isinstance(entry.calls[0], _Call):
         entry.calls[0].prepare()
         entry.peak_mib = clocks.peak_mib(entry.calls[0], how.device)
     return found[0] if race.mode.endswith(GRAPH) else found
@@ -271,32 +285,3 @@ def reason(failure: Exception) -> str:
     """What went wrong, on one line; of torch.compile's explanations what was raised under it."""
     text = str(failure)
     return one_line(text.partition("Developer debug context: ")[2] or text or failure)
-
-
-def relative_error(found: Any, expected: Any) -> float:
-    """The largest error by norm among arrays, relative to the expected one, where that is finite; inf for shapes."""
-    pairs = list(zip(found := list(_arrays(found)), expected := list(_arrays(expected))))
-    if len(found) != len(expected) or any(a.shape != b.shape for a, b in pairs):
-        return math.inf
-    worst = 0.0
-    for a, b in pairs:
-        a, b = a.to(b.device), b
-        finite = b.isfinite()
-        a, b = a[finite].double(), b[finite].double()
-        error = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
-        worst = max(worst, math.inf if math.isnan(error) else error)
-    return float(f"{worst:.3g}")
-
-
-def _arrays(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        # A copy: torch warns of arrays that may not be written to.
-        yield torch.from_numpy(value.copy())
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _arrays(part)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _arrays(getattr(value, field.name))

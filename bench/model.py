@@ -32,15 +32,15 @@ _HALF_BUDGET = 0.1
 
 
 def races(how: How) -> Iterator[Race]:
-    """Inference; on a CPU the training step too; then growth with points and with scenes."""
+    """Inference; on a CPU with loss and backward too; then growth with points and with scenes."""
     setup, gpu = setup_of(how), how.device == "cuda"
     bars = () if how.small or gpu else (Bar(60.0), Bar(1.0, "torch.compile"))
     yield _forward(setup, how, 1, setup.model.num_points, bars)
     if not gpu:
         scenes, points = setup.training_scenes, setup.training_points
         yield Race(
-            "training step", BOTH, f"{scenes} x {points}, no dropout", {"batch": scenes, "points": points}, "float32",
-            functools.partial(_step, setup, how), budget=1e-3, bars=bars[1:],
+            "perceiver with loss", BOTH, f"{scenes} x {points}, no dropout", {"batch": scenes, "points": points},
+            "float32", functools.partial(_step, setup, how), budget=1e-3, bars=bars[1:],
         )  # fmt: skip
     for points in (1024, 2048, 4096, 8192, 16384) if how.grow else ():
         yield _forward(setup, how, 1, points, compiling=False)

@@ -29,6 +29,7 @@ from wireframe.synth.write import encoded_scene
 
 RAW, DECODED = "raw bytes -> wireframe", "decoded scene -> wireframe"
 FUSE = "fuse_views + sample_points"
+_ON_DEVICE = (RAW, DECODED, "predict_segments")
 
 # A house of 17 edges: most scenes of this seed have fewer, so that merging would be easier.
 SEED, INDEX = 0, 9
@@ -95,7 +96,11 @@ def sampled(setup: Setup, points: int, seed: int = SEED) -> SampledScene:
 
 
 def races(how: How) -> Iterator[Race]:
-    """The wholes, then their parts in the order of the chain."""
+    """The wholes, then their parts in the order of the chain; on a GPU those with the model in it alone."""
+    return (race for race in _chain(how) if how.device == "cpu" or race.op in _ON_DEVICE)
+
+
+def _chain(how: How) -> Iterator[Race]:
     setup, at = setup_of(how), functools.partial(_race, how)
     yield at(RAW, _raw, whole=None, bars=(Bar(250.0),))
     yield at(DECODED, _decoded, whole=None, bars=(Bar(120.0),))
@@ -106,7 +111,7 @@ def races(how: How) -> Iterator[Race]:
     yield at("predict_segments", _segments, shape=f"1 x {setup.model.num_points}")
     yield at("wireframe_of", _graph, shape=f"{setup.model.segments} segments, {setup.model.num_points} points")
     yield at("make_scene", _making, whole=None, bars=(Bar(1500.0),))
-    for threads in range(1, how.threads + 1) if how.grow else ():
+    for threads in range(1, how.threads + 1) if how.grow and how.device == "cpu" else ():
         sizes = {**setup.sizes, "threads": threads}
         for op, make in ((RAW, _raw), (FUSE, _fusing)):
             threaded = functools.partial(_threaded, make, threads)
@@ -182,8 +187,10 @@ def own_rivals(run: Callable) -> list[Rival]:
     Args:
         run: takes the race's inputs and the keywords impl and threads.
     """
+    # Nothing else may stand in for the native code, which may be absent.
     settings = {
-        "NumPy reference": {"impl": "reference"}, "ours": {}, "ours, 1 thread": {"threads": 1},
+        "NumPy reference": {"impl": "reference"}, "ours": {"impl": "native"},
+        "ours, 1 thread": {"impl": "native", "threads": 1},
     }  # fmt: skip
     return [
         Rival(name, lambda how=how: functools.partial(run, **how), deterministic=True, budget=0.0)

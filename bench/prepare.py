@@ -39,7 +39,9 @@ _SEED = 0
 
 
 def races(how: How) -> Iterator[Race]:
-    """The whole command, then one scene and its parts."""
+    """The whole command, then one scene and its parts, all of them on a CPU: nothing where a GPU is to be measured."""
+    if how.device != "cpu":
+        return
     for size in ("small",) if how.small else ("full", "training") if how.grow else ("full",):
         scenes = 3 if how.small else 48
         sizes = {"scenes": scenes, "width": SIZES[size].width, "height": SIZES[size].height,
@@ -48,7 +50,7 @@ def races(how: How) -> Iterator[Race]:
         make = functools.partial(_whole, size, scenes, how.threads)
         yield at("prepare", shape=f"{scenes} scenes, {size} size", sizes=sizes, make=make)
         for op, part in PARTS.items():
-            make = functools.partial(_part, part, size, 2 if how.small else 16)
+            make = functools.partial(_part, part, size, 3 if how.small else 15)
             whole = None if op == SCENE else SCENE
             yield at(op, shape=f"one scene, {size} size", sizes={**sizes, "scenes": 1}, make=make, whole=whole)
 
@@ -114,14 +116,17 @@ def _scene(sample: RawSample) -> dict:
 # By part: the function, what it takes of a raw sample, and whether it has implementations to choose from.
 PARTS: dict[str, tuple[Callable, Callable[[RawSample], tuple], bool]] = {
     SCENE: (_scene, lambda raw: (raw,), False),
-    "row": (_row, lambda raw: (raw,), False),
-    "PNG decode": (_decode, lambda raw: (_row(raw), read_scene(_row(raw))), False),
-    "colours to ids": (_colours, lambda raw: (_decode(_row(raw), read_scene(_row(raw)))[: 2 * _views(raw)],), True),
-    "COLMAP unzip": (_unzip, lambda raw: (_row(raw),), False),
-    "points3D": (ops.parse_points3d, lambda raw: (_unzip(_row(raw)),), True),
-    "fusion": (_fuse, lambda raw: (read_scene(_row(raw)),), True),
-    "sampling": (_sample, lambda raw: (_fuse(read_scene(_row(raw))),), True),
-    "npz": (_npz, lambda raw: (_sample(_fuse(read_scene(_row(raw)))),), False),
+    "prepare: row": (_row, lambda raw: (raw,), False),
+    "prepare: PNG decode": (_decode, lambda raw: (_row(raw), read_scene(_row(raw))), False),
+    "prepare: colours to ids": (
+        _colours, lambda raw: (_decode(_row(raw), read_scene(_row(raw)))[: 2 * _views(raw)],),
+        True,
+    ),
+    "prepare: COLMAP unzip": (_unzip, lambda raw: (_row(raw),), False),
+    "prepare: points3D": (ops.parse_points3d, lambda raw: (_unzip(_row(raw)),), True),
+    "prepare: fusion": (_fuse, lambda raw: (read_scene(_row(raw)),), True),
+    "prepare: sampling": (_sample, lambda raw: (_fuse(read_scene(_row(raw))),), True),
+    "prepare: npz": (_npz, lambda raw: (_sample(_fuse(read_scene(_row(raw)))),), False),
 }
 
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wireframe.bench.names import ABSENT, FIXED
 from wireframe.errors import MissingPackageError
 from wireframe.kernels.determinism import deterministic
 
 FORWARD, BACKWARD, BOTH = MODES = ("forward", "backward", "forward + backward")
 # Behind a mode: its calls are replayed from a CUDA graph.
 GRAPH = ", graph"
-OURS = "ours"
 
 
 class How(NamedTuple):
@@ -48,7 +48,7 @@ class Rival(NamedTuple):
     build: gives the function of a race's inputs; what it raises is the reason why the rival has no times.
     exact: whether it computes this operation, and its results are compared. settings: what its calls run under.
     slow: whether it takes seconds to compile, and is left out when the time is over. budget, dtype: the race's
-    where None.
+    where None. modes: those in which it differs from ours, from graphs or not.
     """
 
     provider: str
@@ -59,6 +59,13 @@ class Rival(NamedTuple):
     slow: bool = False
     budget: float | None = None
     dtype: str | None = None
+    modes: tuple[str, ...] = MODES
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """What the rival is built and called under: its settings, and of compiled ones a backward that runs again."""
+        with repeatable_backward() if self.slow else contextlib.nullcontext(), self.settings():
+            yield
 
 
 @dataclasses.dataclass
@@ -73,6 +80,11 @@ class Work:
     rivals: Sequence[Rival]
     gradients: Sequence[Tensor] | None = None
     built: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Slow rivals take every second, fourth, ... turn: of an even number of sets they would see but some.
+        if len(self.inputs) % 2 == 0:
+            raise ValueError(f"a race needs an odd number of sets, and this one has {len(self.inputs)}")
 
 
 class Bar(NamedTuple):
@@ -123,7 +135,7 @@ def compiled_deterministically(name: str, function: Callable, how: How) -> Rival
         return compiled(function, how)
 
     fixed = functools.partial(deterministic, how.device)
-    return Rival(f"{name}, deterministic", build, deterministic=True, settings=fixed, slow=True)
+    return Rival(name + FIXED, build, deterministic=True, settings=fixed, slow=True)
 
 
 @contextlib.contextmanager
@@ -152,7 +164,7 @@ def package(module: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingPackageError(f"{name} cannot be imported ({error}): pip install {name}") from error
+        raise MissingPackageError(f"{name} {ABSENT} ({error}): pip install {name}") from error
 
 
 def randn(device: str, *shape: int, seed: int = 0) -> Tensor:

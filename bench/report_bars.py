@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from wireframe.bench.names import OURS
 from wireframe.bench.report_draw import (
     COLORS,
     HATCHES,
@@ -17,7 +18,7 @@ from wireframe.bench.report_draw import (
     tick_labels,
 )
 from wireframe.bench.report_layouts import pairs, times
-from wireframe.bench.report_rows import OURS, Held, Row, races, time_ratio
+from wireframe.bench.report_rows import Held, Row, races, time_ratio
 from wireframe.bench.report_tables import TABLES
 from wireframe.bench.timing import milliseconds
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from wireframe.bench.gpus import specified
+from wireframe.bench.names import OURS
 from wireframe.bench.report_draw import COLORS, INK, MARKERS, label, legend, new_figure, plain_log
-from wireframe.bench.report_rows import OURS, Row
+from wireframe.bench.report_rows import Row
 from wireframe.bench.report_tables import TABLES
 
 # What is beyond is not drawn; the page has every row.

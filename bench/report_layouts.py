@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from wireframe.bench.report_rows import OURS, Held, Row, time_ratio
+from wireframe.bench.names import FIXED, FREE, OURS
+from wireframe.bench.report_rows import Held, Row, time_ratio
 from wireframe.bench.timing import milliseconds
 from wireframe.errors import one_line
 
-DIRTY_MARK, OTHER_RUN_MARK = "†", "‡"
-_FIXED = ", deterministic"
-_FREE = ", torch's determinism off"
+DIRTY_MARK, OTHER_RUN_MARK, HOST_MARK = "†", "‡", "§"
 
 
 class Line(NamedTuple):
@@ -38,7 +37,7 @@ def _ms(row: Row | None) -> str:
         return ""
     if row.p50_ms is None:
         return f"not timed: {one_line(row.failed or 'no reason given', 70)}"
-    return milliseconds(row.p50_ms) + (DIRTY_MARK if row.dirty else "")
+    return milliseconds(row.p50_ms) + DIRTY_MARK * row.dirty + HOST_MARK * bool(row.host_bound)
 
 
 def _spread(row: Row) -> str:
@@ -46,7 +45,7 @@ def _spread(row: Row) -> str:
     return "" if low is None or high is None else f"{milliseconds(low)}-{milliseconds(high)}"
 
 
-def _times(ratio: tuple[float, float | None, float | None]) -> str:
+def times_said(ratio: tuple[float, float | None, float | None]) -> str:
     middle, low, high = ratio
     return f"{times(middle)} x" + ("" if low is None else f" ({times(low)}-{times(high)})")
 
@@ -62,7 +61,7 @@ def _against(row: Row | None, ours: Row | None) -> str:
     if not ratio:
         return _ms(row)
     other = ours is not None and row.ratio is not None and (row.date, row.commit) != (ours.date, ours.commit)
-    return f"{_ms(row)}, {_times(ratio)}{OTHER_RUN_MARK if other else ''}"
+    return f"{_ms(row)}, {times_said(ratio)}{OTHER_RUN_MARK if other else ''}"
 
 
 def _name(race: Held, found: Sequence[Held]) -> str:
@@ -82,12 +81,15 @@ def _is_same(row: Row) -> bool:
 def _standing(race: Held) -> str:
     """Ours beside the fastest rival that computes the same: won, lost, or level where the interval holds 1.
 
-    A row without an interval is level where its times and ours overlap, from p20 to p80.
+    Of a single rival nobody knows whether it is the fastest. A row without an interval is level where its times and
+    ours overlap, from p20 to p80.
     """
     timed = [(time_ratio(row, race.ours), row) for row in race.others if row.exact and not row.of_ours]
     timed = [(ratio, row) for ratio, row in timed if ratio]
     if not timed or race.ours is None or race.ours.p50_ms is None:
         return ""
+    if len(timed) == 1:
+        return "only one timed"
     (middle, low, high), row = min(timed, key=lambda item: item[0][0])
     if low is None:
         low, high = _overlap(row, race.ours) or (middle, middle)
@@ -154,7 +156,7 @@ def throughput(found: Sequence[Held]) -> Lines:
         for row in race.rows:
             scenes = row.sizes.get("scenes")
             rate = f"{1e3 * scenes / row.p50_ms:.3g}" if scenes and row.p50_ms else ""
-            ratio = "" if row is race.ours or not time_ratio(row, race.ours) else _times(time_ratio(row, race.ours))
+            ratio = "" if row is race.ours or not time_ratio(row, race.ours) else times_said(time_ratio(row, race.ours))
             lines.append(Line((row,), (row.provider, row.shape, rate, _ms(row), ratio)))
     return ("provider", "shape", "scenes/s", "ms", "time / ours"), lines
 
@@ -169,7 +171,7 @@ def steps(found: Sequence[Held]) -> Lines:
             more = ("" if value is None else f"{value:g}" for value in (row.launches, row.peak_mib))
             launches, peak = more
             idle = "" if row.idle is None else f"{row.idle:.1%}"
-            cells = (row.shape, row.provider, _ms(row), _spread(row), _times(ratio) if ratio else "", mfu, launches,
+            cells = (row.shape, row.provider, _ms(row), _spread(row), times_said(ratio) if ratio else "", mfu, launches,
                      idle, peak)  # fmt: skip
             lines.append(Line((row,), cells))
     head = ("step", "provider", "ms a step", "p20-p80", "time / ours", "MFU", "launches", "idle", "peak MiB")
@@ -191,7 +193,7 @@ def pairs(found: Sequence[Held]) -> Iterator[Pair]:
     for race in found:
         kinds: dict[tuple, dict[bool | None, Row]] = {}
         for row in race.rows:
-            name = row.provider.removesuffix(_FIXED).removesuffix(_FREE)
+            name = row.provider.removesuffix(FIXED).removesuffix(FREE)
             kinds.setdefault((name, row.dtype), {}).setdefault(row.deterministic, row)
         for (name, _), both in kinds.items():
             free, fixed = both.get(False), both.get(True)
@@ -202,7 +204,7 @@ def pairs(found: Sequence[Held]) -> Iterator[Pair]:
 def _cost(race: Held, free: Row, fixed: Row) -> tuple[float, float | None, float | None]:
     if fixed is race.ours and free.ratio:
         middle, low, high = free.ratio
-        return 1 / middle, 1 / high, 1 / low
+        return 1 / middle, high and 1 / high, low and 1 / low
     return fixed.p50_ms / free.p50_ms, None, None
 
 
@@ -210,6 +212,6 @@ def determinism(found: Sequence[Held]) -> Lines:
     """A line a pair, beside ours."""
     lines = []
     for race, provider, free, fixed, cost in pairs(found):
-        cells = (_name(race, found), race.any.shape, provider, _ms(free), _ms(fixed), _times(cost), _ms(race.ours))
+        cells = (_name(race, found), race.any.shape, provider, _ms(free), _ms(fixed), times_said(cost), _ms(race.ours))
         lines.append(Line(tuple(filter(None, (free, fixed, race.ours))), cells))
     return ("operation", "shape", "provider", "free", "deterministic", "cost", "ours, deterministic"), lines

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import wireframe
-from wireframe.bench.report_layouts import times
+from wireframe.bench.report_layouts import times_said
 from wireframe.bench.report_plots import Picture
 from wireframe.bench.report_rows import Row
 from wireframe.bench.report_tables import TABLES, Block, blocks
@@ -150,8 +150,7 @@ def _every(rows: Sequence[Row], kept: Sequence[Row]) -> str:
 def _cells(row: Row, current: bool) -> Iterable[str]:
     ratio = ""
     if row.ratio is not None:
-        middle, low, high = map(times, row.ratio)
-        ratio = f"{middle} ({low}-{high})"
+        ratio = times_said(row.ratio)
     remark = [row.failed, None if row.value is None else f"{row.value:g}", None if current else "superseded"]
     known = {None: "", True: "yes", False: "no"}
     return (

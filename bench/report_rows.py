@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wireframe.bench.names import ABSENT, LEFT_OUT, OURS
 from wireframe.errors import ConfigError, one_line, printable
 from wireframe.files import read_capped
 
@@ -16,8 +17,6 @@ _MOST_BYTES = 64 << 20
 # No time, byte count or product comes near it, and floats hold it.
 _MOST = 1e24
 DIRTY = "-dirty"
-# As in race.py, which imports torch.
-OURS = "ours"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Row:
     """One rival in one race; ``None`` where something is not known, the times also where the rival ``failed``.
 
     Attributes:
-        ratio: its time over that of ours in the same race: median, low and high end of the 95 % interval.
+        ratio: its time over that of ours in the same race: median, low and high end of the 95 % interval, both None
+            where pairs were too few for one.
         error: relative to the reference; None where the rival computes something else.
         value: what was measured where that is no time; the operation says its unit.
     """
@@ -41,7 +41,7 @@ class Row:
     p20_ms: float | None
     p50_ms: float | None
     p80_ms: float | None
-    ratio: tuple[float, float, float] | None
+    ratio: tuple[float, float | None, float | None] | None
     cache: str | None
     error: float | None
     peak_mib: float | None
@@ -66,6 +66,7 @@ class Row:
     mfu_of: float | None = None
     launches: float | None = None
     idle: float | None = None
+    host_bound: bool | None = None
 
     @property
     def of_ours(self) -> bool:
@@ -77,17 +78,19 @@ class Row:
         return self.commit.endswith(DIRTY)
 
     @property
+    def tried(self) -> bool:
+        """False of a rival that was left out or is not installed."""
+        return self.failed is None or not (self.failed == LEFT_OUT or ABSENT in self.failed)
+
+    @property
     def exact(self) -> bool:
         """Whether it computes what the operation is, and was found to."""
         return self.error is not None
 
     @property
     def measured_by(self) -> str:
-        """The command, as the row says it or as its part and threads say it."""
-        if self.command or self.part is None:
-            return self.command or "unknown"
-        threads = f" --threads {self.threads}" if self.cuda is None and self.threads and self.part != "step" else ""
-        return f"wireframe bench {self.part}{threads}"
+        """The command, as the row says it."""
+        return self.command or "unknown"
 
 
 _KINDS: dict[str, str] = {field.name: str(field.type) for field in dataclasses.fields(Row)}
@@ -146,9 +149,9 @@ def _value(name: str, kind: str, value: Any) -> Any:
     elif name == "ratio":
         if value is None:
             return None
-        ends = [value.get(end) for end in ("p50", "low", "high")] if isinstance(value, dict) else [None]
-        if all(_is_number(end) and end > 0 for end in ends):
-            return tuple(map(float, ends))
+        middle, *ends = [value.get(end, 0) for end in ("p50", "low", "high")] if isinstance(value, dict) else [None]
+        if all(_is_number(end) and end > 0 for end in (middle, *(ends if ends != [None, None] else ()))):
+            return float(middle), *(end if end is None else float(end) for end in ends)
     elif value is None:
         if "None" in kind:
             return None
@@ -180,12 +183,13 @@ def _is_whole(value: Any) -> bool:
 def newest(rows: Iterable[Row]) -> list[Row]:
     """The newest row of every device, operation, provider, mode, shape, dtype, determinism, threads and cache.
 
-    Of equal dates the later one counts. Where the threads are not known, any newer row that agrees otherwise does.
+    Of equal dates the later one counts, and one of a rival that was tried before all where it was not. Where the
+    threads are not known, any newer row that agrees otherwise does.
     """
     kept: dict[tuple, tuple[str, int, Row]] = {}
     for position, row in enumerate(rows):
         key = (*_beside_threads(row), row.threads)
-        if key not in kept or kept[key][0] <= row.date:
+        if key not in kept or (kept[key][2].tried, kept[key][0]) <= (row.tried, row.date):
             kept[key] = (row.date, position, row)
     latest: dict[tuple, str] = {}
     for date, _, row in kept.values():

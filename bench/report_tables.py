@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from wireframe.bench.report_layouts import (
     DIRTY_MARK,
+    HOST_MARK,
     OTHER_RUN_MARK,
     Layout,
     Line,
@@ -22,10 +23,12 @@ from wireframe.bench.report_layouts import (
     throughput,
 )
 from wireframe.bench.report_rows import Row, machines, races
+from wireframe.bench.timing import slug
 
 _NOTES = {
     DIRTY_MARK: "measured with changes that no commit holds",
     OTHER_RUN_MARK: "against ours of another run than the one beside it",
+    HOST_MARK: "with launches that took the host longer than any pause hides",
 }
 _VERSIONS = {"torch": "torch", "triton": "triton", "numpy": "NumPy", "cuda": "CUDA", "driver": "driver"}
 
@@ -71,11 +74,6 @@ def blocks(table: Table, rows: Sequence[Row], device: str | None = None) -> list
     return found
 
 
-def slug(device: str) -> str:
-    """A device as its file of rows is named."""
-    return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")[:80] or "unknown"
-
-
 def _block(table: Table, device: str, threads: int | None, head: tuple[str, ...], lines: list[Line]) -> Block:
     rows = [row for line in lines for row in line.rows]
     versions = [
@@ -104,7 +102,7 @@ _ATTENTION = {
     "qk_norm_attention": "(32|64) x .*|1 x 4/2 x 256 x (256|4096) x 64.*|4 x 4/2 x 256 x 2048 x 64.*",
 }
 _TRANSPORT = dict.fromkeys(("sinkhorn", "segment_matching"), "64 x 64 x 64, .*")
-_MODEL = {"perceiver": "1 x 4096", "training step": "4 x 2048.*", "perceiver with loss": _ANY}
+_MODEL = {"perceiver": "1 x 4096", "perceiver with loss": _ANY}
 _OPERATIONS = {
     **dict.fromkeys(
         ("sample_scenes", "house_mask", "clip_limits", "depth_points", "vote_labels", "point_tiers", "centre_and_scale",
@@ -118,8 +116,8 @@ _PIPELINE = dict.fromkeys(
      "fuse_views + sample_points", "predict_segments", "wireframe_of", "make_scene"), "(?!.* threads$).*",
 )  # fmt: skip
 _PREPARING = dict.fromkeys(
-    ("prepare one scene", "row", "PNG decode", "colours to ids", "COLMAP unzip", "points3D", "fusion", "sampling",
-     "npz"), _ANY,
+    ("prepare one scene", "prepare: row", "prepare: PNG decode", "prepare: colours to ids", "prepare: COLMAP unzip",
+     "prepare: points3D", "prepare: fusion", "prepare: sampling", "prepare: npz"), _ANY,
 )  # fmt: skip
 _STEP = {"training step": _ANY}
 

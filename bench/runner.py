@@ -7,9 +7,10 @@ every race is printed and appended to the file as soon as it is over. By hand, `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import itertools
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from unittest import mock
 
 from wireframe.bench import standings, timing
 from wireframe.bench.holding import hold
-from wireframe.bench.race import OURS, How, Race
+from wireframe.bench.names import OURS
+from wireframe.bench.race import How, Race
 from wireframe.errors import ConfigError, MissingPackageError
 
 SUITE = Path(__file__).resolve().parent / "suite"
@@ -26,19 +28,25 @@ NAME = "wireframe-bench"
 
 
 def races(part: str, how: How) -> Iterator[Race]:
-    """The races of a part, those with bars first."""
+    """The races of a part, those with bars first; of growth those alone that are not there without it."""
     from wireframe.bench import attention, fusion, model, pipeline, prepare, transport
 
     subjects = (attention, transport, fusion) if part == "kernels" else (pipeline, model, prepare)
-    for subject in subjects:
-        yield from subject.races(how)
+    titles: set[str] = set()
+    for race in itertools.chain.from_iterable(subject.races(how) for subject in subjects):
+        if race.title not in titles:
+            titles.add(race.title)
+            yield race
 
 
 class Suite:
     """The plugin of pytest. Without arguments: small races on the CPU, nothing written."""
 
-    def __init__(self, how: How | None = None, out: Path | None = None, say: Callable[[str], object] = print) -> None:
-        self.how, self.out, self._say = how or How(), out, say
+    def __init__(
+        self, how: How | None = None, out: Path | None = None, say: Callable[[str], object] = print,
+        command: str = "pytest bench/suite",
+    ) -> None:  # fmt: skip
+        self.how, self.out, self._say, self._command = how or How(), out, say, command
         self.rows: list[dict] = []
         self._described: dict = {}
         self._group = None
@@ -48,7 +56,7 @@ class Suite:
         if not self._described:
             self._described = timing.describe_machine(self.how.device)
             self._say(timing.heading(self._described))
-        return {**self._described, "load": timing.load()}
+        return {**self._described, "load": timing.load(), "command": self._command}
 
     def run(self, part: str, race: Race, benchmark) -> None:
         """One test: holds a race, says and keeps its rows.
@@ -96,12 +104,20 @@ def run(options: argparse.Namespace) -> int:
         device, options.small, options.repeats or (1 if options.small else 9), torch.get_num_threads(), options.grow,
         options.backend, lambda: seconds is not None and time.monotonic() - start > seconds,
     )  # fmt: skip
+    # An error in them would be one of collecting tests, whose status is that of Ctrl-C.
+    held = list(races(options.part, how))
     if device == "cuda" and not torch.cuda.is_available():
-        for race in races(options.part, how):
+        for race in held:
             print(*standings.bar_lines(race, []), sep="\n", end="\n" if race.bars else "")
         print("skipped: no CUDA device")
         return 0
-    suite = Suite(how, options.out or _default_out(how), lambda line: print(line, flush=True))
+    threads = how.threads if options.threads or device == "cpu" else None
+    command = timing.command(
+        options.part, device=options.device, threads=threads, grow=options.grow, small=options.small,
+        repeats=options.repeats, backend=None if options.backend == "inductor" else options.backend,
+    )  # fmt: skip
+    out = options.out or timing.default_out(timing.device_name(device), how.small)
+    suite = Suite(how, out, lambda line: print(line, flush=True), command)
     status = _pytest(suite, options.part, options.k, options.json)
     if status in (4, 5):
         raise ConfigError(f"no race of {options.part} matches -k {options.k!r}")
@@ -126,18 +142,16 @@ def _pytest(suite: Suite, part: str, expression: str | None, json: Path | None) 
         "--benchmark-quiet",
         *(("-k", expression) if expression else ()), *((f"--benchmark-json={json}",) if json else ()),
     ]  # fmt: skip
-    with mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS=""):
+    # Packages of rivals with pools of their own read their size when they are imported, all but OpenCV.
+    threads = str(suite.how.threads)
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(suite.how.threads)
+    with mock.patch.dict(
+        os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS="", OMP_NUM_THREADS=threads
+    ):  # fmt: skip
         return int(pytest.main(arguments, plugins=[suite, _NoDots()]))
-
-
-def _default_out(how: How) -> Path | None:
-    """bench/results/<device>.jsonl of a checkout; None for small races, which are no results."""
-    if how.small or timing.commit() == "unknown":
-        return None
-    name = timing.describe_machine(how.device)["device"]
-    folder = timing.ROOT / "bench" / "results"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.jsonl"
 
 
 def parametrize(metafunc, part: str) -> None:

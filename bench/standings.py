@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wireframe.bench.holding import Entry
-from wireframe.bench.race import OURS, Race
+from wireframe.bench.names import OURS
+from wireframe.bench.race import Race
 from wireframe.bench.timing import milliseconds, paired_ratio, percentiles
 
 TABLE_HEAD = "| provider | median | p20-p80 | time / ours (95 %) | error | peak MiB |\n|---|---|---|---|---|---|"
@@ -35,7 +36,8 @@ def _row(part: str, race: Race, entry: Entry, ours: Entry | None, machine: dict)
         "ratio": ratio, "cache": race.cache, "error": entry.error, "peak_mib": entry.peak_mib,
         "first_s": entry.first_s, "flops": race.flops, "bytes": race.bytes, "whole": race.whole,
     }  # fmt: skip
-    return {**row, **({"failed": entry.failed} if entry.failed else {}), **machine}
+    bound = {"host_bound": True} if entry.host_bound and times else {}
+    return {**row, **bound, **({"failed": entry.failed} if entry.failed else {}), **machine}
 
 
 def table_line(row: dict) -> str:
@@ -50,11 +52,15 @@ def table_line(row: dict) -> str:
         row["provider"],
         f"{milliseconds(middle * factor)} {unit}",
         f"{milliseconds(low * factor)}-{milliseconds(high * factor)}",
-        "" if ratio is None else f"{ratio['p50']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        "" if ratio is None else f"{ratio['p50']:.2f}" + _interval(ratio),
         "" if row["error"] is None else f"{row['error']:.2g}",
         "" if row["peak_mib"] is None else f"{row['peak_mib']:g}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _interval(ratio: dict) -> str:
+    return "" if ratio["low"] is None else f" ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
 def bar_lines(race: Race, found: Sequence[dict]) -> list[str]:

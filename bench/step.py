@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from wireframe.bench.gpus import specified
+from wireframe.bench.names import FIXED, LEFT_OUT, OURS
 from wireframe.bench.step_rivals import (
     COMPILED,
-    FIXED,
     FREE,
     GRAPHED,
-    OURS,
     PROVIDERS,
     PUBLISHED,
     Bench,
@@ -31,7 +30,16 @@ from wireframe.bench.step_rivals import (
     Run,
     make_bench,
 )
-from wireframe.bench.timing import append_rows, describe_machine, heading, milliseconds, paired_ratio, percentiles
+from wireframe.bench.timing import (
+    append_rows,
+    command,
+    default_out,
+    describe_machine,
+    heading,
+    milliseconds,
+    paired_ratio,
+    percentiles,
+)
 from wireframe.errors import one_line
 from wireframe.kernels.determinism import prepare_process
 
@@ -61,7 +69,7 @@ def measure_steps(
     for provider in PROVIDERS:
         names = _names(provider, bench)
         if provider.slow and late():
-            yield {**names, **percentiles(()), "failed": "left out, the time is over", **machine}
+            yield {**names, **percentiles(()), "failed": LEFT_OUT, **machine}
             continue
         try:
             row, run = _measured(provider, ours, bench, machine, rounds, steps)
@@ -190,13 +198,8 @@ def _shape(bench: Bench) -> str:
     return f"{stage.batch_size} x {stage.points}, {bench.config.precision}"
 
 
-def table(rows: list[dict], device: str) -> str:
-    """Markdown of the rows of one stage, measured on a device."""
-    return "\n".join([table_head(device), *map(table_line, rows)])
-
-
 def table_head(device: str) -> str:
-    """The first two lines of ``table``."""
+    """The first two lines of the Markdown table of a stage, measured on a device."""
     sheet = specified(device)
     mfu = "MFU" if sheet is None else f"MFU, of {sheet.half:g} TFLOP/s"
     columns = ("provider", "ms a step", "p20-p80", "ours beside it", mfu, "launches", "idle", "peak MiB")
@@ -204,7 +207,7 @@ def table_head(device: str) -> str:
 
 
 def table_line(row: dict) -> str:
-    """The line of a row in ``table``."""
+    """The line of a row below ``table_head``."""
     if "failed" in row:
         return f"| {row['provider']} | not measured: {row['failed']} |{' |' * 6}"
     low, middle, high = (milliseconds(row[f"{name}_ms"]) for name in ("p20", "p50", "p80"))
@@ -244,18 +247,24 @@ def run(options: argparse.Namespace) -> int:
         print(*goals([]), "skipped: no CUDA device", sep="\n")
         return 0
     machine, start = describe_machine(options.device), time.monotonic()
+    out = options.out or default_out(machine["device"], options.small)
     print(heading(machine), flush=True)
     failed = False
     for stage in options.stage:
         bench = make_bench(stage - 1, options.device, options.small, options.backend)
+        machine["command"] = command(
+            "step", stage=stage, rounds=options.rounds, steps=options.steps, small=options.small,
+            device=None if options.device == "cuda" else options.device,
+            backend=None if options.backend == "inductor" else options.backend,
+        )  # fmt: skip
         print(f"stage {stage}, {_shape(bench)}", table_head(machine["device"]), sep="\n", flush=True)
         rows = []
         for row in measure_steps(
             bench, machine, options.rounds, options.steps,
             lambda: options.seconds is not None and time.monotonic() - start > options.seconds,
         ):  # fmt: skip
-            if options.out:
-                append_rows(options.out, [row])
+            if out:
+                append_rows(out, [row])
             print(table_line(row), flush=True)
             rows.append(row)
         # What a CPU takes says nothing about the goals.

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wireframe.bench import names
+from wireframe.bench.names import FIXED, OURS
 from wireframe.bench.plain_model import PlainPerceiver, plain_loss, plain_optimizer, plain_step
 from wireframe.kernels.determinism import deterministic
 from wireframe.perceiver import Perceiver
@@ -25,13 +27,11 @@ from wireframe.train.optimizer import FlatAdamW
 from wireframe.train.ranks import Ranks
 from wireframe.train.steps import EagerSteps, ScriptedSteps, Stage, Steps
 
-OURS = "ours"
-FREE = "ours, torch's determinism off"
+FREE = OURS + names.FREE
 PLAIN = "torch eager"
 COMPILED = "torch.compile"
 GRAPHED = "torch.compile in a CUDA graph"
 PUBLISHED = "published style: host loader, torch.compile"
-FIXED = ", deterministic"
 
 _SCENES = 96
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ _MIN_MS = 200.0
 _MAX_FACTOR = 20
 
 _RESAMPLES = 2000
+# Of fewer pairs the bootstrap knows little more than the least and the largest.
+_LEAST_PAIRS = 6
+
+# What ``wireframe bench`` itself writes; it changes nothing that is measured.
+_NO_CODE = (":!bench/results", ":!docs", ":!README.md")
 
 
 def measure(
@@ -48,13 +54,17 @@ def percentiles(times: Sequence[float]) -> dict:
 
 
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict:
-    """The ratio of medians, with its 95 % interval by the bootstrap over pairs (equal places of both)."""
+    """The ratio of medians, with its 95 % interval by the bootstrap over pairs (equal places of both).
+
+    low and high, its ends, are None where there are fewer than 6 pairs.
+    """
     both = np.array([theirs, ours])
     drawn = np.random.default_rng(0).integers(both.shape[1], size=(_RESAMPLES, both.shape[1]))
     resampled = np.median(both[:, drawn], axis=2)
     low, high = np.percentile(resampled[0] / resampled[1], (2.5, 97.5))
-    found = {"p50": np.median(both[0]) / np.median(both[1]), "low": low, "high": high}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    ends = {"low": low, "high": high} if both.shape[1] >= _LEAST_PAIRS else {"low": None, "high": None}
+    found = {"p50": np.median(both[0]) / np.median(both[1]), **ends}
+    return {name: value if value is None else float(f"{value:.4g}") for name, value in found.items()}
 
 
 def describe_machine(device: str = "cpu") -> dict:
@@ -63,7 +73,7 @@ def describe_machine(device: str = "cpu") -> dict:
 
     gpu = device != "cpu"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else cpu_name(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": _triton(),
@@ -75,6 +85,13 @@ def describe_machine(device: str = "cpu") -> dict:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "load": load(),
     }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the CPU's."""
+    import torch
+
+    return cpu_name() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def load() -> float | None:
@@ -107,8 +124,28 @@ def commit() -> str:
     # An installed package may lie inside somebody else's repository.
     if len(head) != 2 or Path(head[0]) != ROOT:
         return "unknown"
-    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!bench/results")
+    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", *_NO_CODE)
     return head[1] + ("-dirty" if changes.strip() else "")
+
+
+def command(part: str, **options: object) -> str:
+    """The command that measures the like of a row: ``--name value`` of what is given, ``--name`` of what is True."""
+    said = (f"--{name}" + ("" if value is True else f" {value}") for name, value in options.items() if value)
+    return " ".join(("wireframe bench", part, *said))
+
+
+def slug(device: str) -> str:
+    """A device as its file of rows is named."""
+    return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")[:80] or "unknown"
+
+
+def default_out(device: str, small: bool) -> Path | None:
+    """bench/results/<device>.jsonl of a checkout; None for small shapes, which are no results."""
+    if small or commit() == "unknown":
+        return None
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{slug(device)}.jsonl"
 
 
 def append_rows(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -10,6 +10,7 @@ MASKED = "4 x 4/2 x 256 x 2048 x 64, key mask"
 
 def made(op="qk_norm_attention", provider="ours", p50=1.0, ratio=None, **changes):
     """A row as ``wireframe bench`` writes it."""
+    part = changes.get("part", "kernels")
     times = {"p20_ms": None, "p50_ms": None, "p80_ms": None, "calls": 0}
     if p50 is not None:
         times = {"p20_ms": 0.9 * p50, "p50_ms": p50, "p80_ms": 1.2 * p50, "calls": 9}
@@ -19,7 +20,8 @@ def made(op="qk_norm_attention", provider="ours", p50=1.0, ratio=None, **changes
         "ratio": ratio and dict(zip(("p50", "low", "high"), ratio)), "cache": None, "error": 1e-7, "peak_mib": 2.0,
         "first_s": 0.1, "flops": 4e9, "bytes": 1e7, "whole": None, "device": "Made CPU", "threads": 2,
         "torch": "2.13.0", "triton": "3.7.1", "cuda": None, "driver": None, "numpy": "2.4.6", "python": "3.11.7",
-        "commit": "abc1234", "date": "2026-11-28 10:00 UTC", "load": 0.5, **changes,
+        "commit": "abc1234", "date": "2026-11-28 10:00 UTC", "load": 0.5,
+        "command": f"wireframe bench {part}" + (" --threads 2" if part != "step" else ""), **changes,
     }  # fmt: skip
 
 

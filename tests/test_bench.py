@@ -70,6 +70,10 @@ def test_the_commit_is_that_of_the_checkout_or_unknown(tmp_path, monkeypatch):
     (here / "bench" / "results").mkdir(parents=True)
     (here / "bench" / "results" / "summary.txt").write_text("of an earlier run")
     assert timing.commit() == clean
+    (here / "docs").mkdir()
+    (here / "docs" / "plot.png").write_text("of the report")
+    (here / "README.md").write_text("tables")
+    assert timing.commit() == clean
     (here / "file").write_text("2")
     assert timing.commit() == clean + "-dirty"
     # Somebody else's repository around an installed package says nothing about it.

@@ -11,8 +11,10 @@ from wireframe.bench import report, report_readme, report_rows
 from wireframe.bench.report_rows import newest, races, read_rows
 from wireframe.bench.report_tables import TABLES, blocks
 from wireframe.cli import main
+from wireframe.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOWER = made(provider="eager, float32", p50=20.0)
 
 
 def table_of(name, found, folder):
@@ -43,13 +45,45 @@ def test_rivals_without_a_column_have_one_together(tmp_path):
     [((1.3, 1.1, 1.5), "won, 1.30 x"), ((1.05, 0.9, 1.2), "level, 1.05 x"), ((0.9, 0.8, 0.99), "lost, 0.90 x")],
 )
 def test_level_means_that_the_interval_holds_one(ratio, said, tmp_path):
-    assert f"| {said}" in table_of("attention", [made(), made(provider="eager", ratio=ratio)], tmp_path)
+    assert f"| {said}" in table_of("attention", [made(), made(provider="eager", ratio=ratio), SLOWER], tmp_path)
 
 
 def test_rows_without_an_interval_are_level_where_their_times_overlap(tmp_path):
     for p50, said in ((1.1, "level, 1.10 x: eager"), (1.5, "won, 1.50 x"), (0.7, "lost, 0.70 x")):
-        table = table_of("attention", [made(), made(provider="eager", p50=p50)], tmp_path)
+        table = table_of("attention", [made(), made(provider="eager", p50=p50), SLOWER], tmp_path)
         assert f"{said}" in table and f"{p50}, {p50:.2f} x |" in table
+
+
+def test_a_single_rival_is_not_called_the_fastest(tmp_path):
+    alone = [made(), made(provider="eager", p50=9.0), made(provider="flash, no mask", p50=2.0, error=None)]
+    assert table_of("attention", alone, tmp_path).endswith("| 9, 9.00 x | only one timed |")
+
+
+def test_too_few_pairs_have_a_ratio_and_no_interval(tmp_path):
+    few = made(provider="eager", p50=2.0, ratio=(2.0, None, None))
+    assert "| 2, 2.00 x | won, 2.00 x: eager |" in table_of("attention", [made(), few, SLOWER], tmp_path)
+    # Both ends or none.
+    half = json.dumps(made(provider="eager", ratio=(2.0, None, 2.1)))
+    (write(tmp_path, []) / "made.jsonl").write_text(half)
+    with pytest.raises(ConfigError, match="ratio cannot be"):
+        read_rows([tmp_path / "rows"])
+
+
+def test_launches_that_no_pause_hides_are_marked(tmp_path):
+    table = table_of("attention", [made(), made(provider="eager", p50=9.0, host_bound=True)], tmp_path)
+    assert "| 9§, 9.00 x |" in table
+    assert table.endswith("§ with launches that took the host longer than any pause hides")
+
+
+def test_a_rival_that_was_not_tried_replaces_no_time_and_one_that_is_wrong_now_does(tmp_path):
+    later = {"p50": None, "date": "2026-11-29 10:00 UTC"}
+    for failed, kept in (
+        ("left out, the time is over", 3.0), ("POT cannot be imported (no): pip install POT", 3.0),
+        ("off the reference by 0.1, budget 0.0001", None), ("out of memory", None),
+    ):  # fmt: skip
+        found = [made(provider="a", p50=3.0), made(provider="a", failed=failed, **later)]
+        for rows in (found, found[::-1]):
+            assert [row.p50_ms for row in newest(rows_of(rows, tmp_path))] == [kept]
 
 
 def test_marks_say_what_is_not_committed_and_what_is_of_another_run(tmp_path):
@@ -241,7 +275,7 @@ def test_rows_given_by_name_write_only_what_is_named(tmp_path, monkeypatch, caps
 
 def test_the_committed_rows_are_rows():
     rows = read_rows([ROOT / "bench" / "results"])
-    assert len(rows) >= 391 and all(row.device and row.commit for row in rows)
+    assert len(rows) >= 385 and all(row.device and row.commit for row in rows)
 
 
 def test_the_readme_holds_the_committed_rows(capsys):
@@ -267,10 +301,3 @@ def test_every_race_of_the_suite_has_a_table(device):
         race.title for part in ("kernels", "pipeline") for race in runner.races(part, how) if not held(part, race)
     ]
     assert missing == []
-
-
-def test_names_of_determinism_are_those_of_the_step():
-    from wireframe.bench import report_layouts, step_rivals
-
-    assert report_rows.OURS + report_layouts._FREE == step_rivals.FREE
-    assert report_layouts._FIXED == step_rivals.FIXED

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wireframe.bench import step, step_rivals
+from wireframe.bench import step, step_rivals, timing
 from wireframe.bench.gpus import SPECIFIED, specified
 from wireframe.bench.step_rivals import COMPILED, FIXED, FREE, GRAPHED, OURS, PLAIN, PROVIDERS, PUBLISHED, Provider
 from wireframe.cli import main
@@ -122,6 +122,18 @@ def test_every_row_is_kept_before_the_next_provider_is_built(tmp_path, monkeypat
     assert len(out.read_text().splitlines()) == 1
 
 
+def test_rows_go_to_the_file_of_the_device_and_name_the_command(bench, tmp_path, monkeypatch):
+    (tmp_path / "bench").mkdir()
+    monkeypatch.setattr(timing, "ROOT", tmp_path)
+    monkeypatch.setattr(timing, "commit", lambda: "abc1234")
+    monkeypatch.setattr(timing, "cpu_name", lambda: "Made (R) CPU")
+    monkeypatch.setattr(step, "make_bench", lambda *_: bench)
+    watched(monkeypatch, (OURS, None, False))
+    assert main([argument for argument in TINY if argument != "--small"]) == 0
+    (row,) = map(json.loads, (tmp_path / "bench" / "results" / "made-r-cpu.jsonl").read_text().splitlines())
+    assert row["command"] == "wireframe bench step --stage 1 --rounds 1 --steps 1 --device cpu"
+
+
 def test_a_failure_of_ours_is_the_exit_status(monkeypatch, capsys):
     watched(monkeypatch, (OURS, None, False), ("a", "build", False))
     assert main(TINY) == 0
@@ -206,8 +218,9 @@ def test_the_table_names_what_mfu_is_of():
         row(PLAIN, 27.0, ours=4.5),
         {"provider": COMPILED, "failed": "left out, the time is over"},
     ]
-    head, rule, *lines = step.table(rows, "NVIDIA H200").splitlines()
-    assert "| MFU, of 989 TFLOP/s |" in head and "| MFU |" in step.table(rows, "AMD EPYC")
+    head, rule = step.table_head("NVIDIA H200").splitlines()
+    lines = [step.table_line(row) for row in rows]
+    assert "| MFU, of 989 TFLOP/s |" in head and "| MFU |" in step.table_head("AMD EPYC")
     assert lines == [
         "| ours | 4 | 4-8 |  | 18.5% | 643 | 2.0% | 1500.5 |",
         "| torch eager | 27 | 27-54 | 4.5 |  |  |  |  |",
