@@ -7,6 +7,7 @@ import pytest
 from wireframe.cli import main
 from wireframe.perceiver import Perceiver, PerceiverConfig
 from wireframe.samples import iter_sample_rows
+from wireframe.submissions import read_submission
 
 SMALL_SYNTH = ["--size", "96x72", "--set", "colmap_points=600", "--workers", "1", "--quiet"]
 
@@ -75,6 +76,15 @@ def test_predict_and_eval_keep_what_came_before_a_break(workspace, tmp_path, cap
     scores = tmp_path / "another" / "s.json"
     assert main(["eval", str(tmp_path / "cut.tar"), "--out", str(scores), "--workers", "1", *model]) == 1
     assert "truncated" in capsys.readouterr().err
+
+
+def test_of_a_scene_that_is_there_twice_the_first_is_predicted(workspace, tmp_path, capsys):
+    (tar,) = (workspace / "raw").glob("*.tar")
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(tar.read_bytes())
+    out, model = tmp_path / "p.json", ["--model", str(workspace / "run" / "model"), "--quiet"]
+    assert main(["predict", str(tmp_path), str(out), *model]) == 1
+    assert len(read_submission(out)) == 4 and "there twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"text, not a tar" * 100, bytes(10240)])

@@ -271,10 +271,7 @@ def test_the_predicting_process_itself_under_a_crash_an_exception_and_a_nan(mode
 BUSY_WORKER = """
 import time
 import wireframe.submit.worker as worker
-def serve(job, send):
-    send(ready=True)
-    time.sleep(600)
-worker._serve = serve
+worker._prepared = lambda job: lambda send: time.sleep(600)
 worker.main()
 """
 

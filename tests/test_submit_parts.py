@@ -227,7 +227,7 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
 def test_params_give_what_the_harness_says_and_pass_over_the_rest(tmp_path):
     file = tmp_path / "params.json"
     file.write_text('{"dataset": "a/b", "competition_id": "c/d", "time_limit": 7200, "output_path": "/x", "token": 3}')
-    assert read_params(file) == Params("a/b", "c/d", 7200.0, "/x")
+    assert read_params(file) == Params("a/b", 7200.0, "/x")
     file.write_text('{"time_limit": "60"}')
     assert read_params(file) == Params(time_limit=60.0)
 

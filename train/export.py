@@ -1,12 +1,12 @@
-"""A trained model as the package ships it: ``python -m wireframe.train.export MODEL ROWS FOLDER [DTYPE]``.
+"""A trained model as the package ships it: ``python -m wireframe.train.export MODEL ROWS FOLDER``.
 
-Writes ``model.safetensors`` (float16, or DTYPE bfloat16) and ``config.json``, the model's ``graph.json`` where it has
+Writes ``model.safetensors`` (float16 or bfloat16) and ``config.json``, the model's ``graph.json`` where it has
 one, and ``dummies.npz``: what the dummies know of the rows it was trained on.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ DUMMY_SCENES = 1000
 
 
 def export(model: Path, rows: Path, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes the files of the folder, others in it stay."""
+    """Writes a trained model, its graph and its dummies into a folder."""
     Perceiver.from_pretrained(model).save_pretrained(folder, dtype=dtype)
     graph = read_graph(model)
     if graph:
@@ -30,6 +30,15 @@ def export(model: Path, rows: Path, folder: Path, dtype: torch.dtype = torch.flo
     save_dummies(folder / "dummies.npz", scenes)
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m wireframe.train.export", description=export.__doc__)
+    parser.add_argument("model", type=Path, help="folder of a trained model")
+    parser.add_argument("rows", type=Path, help="what it was trained on")
+    parser.add_argument("folder", type=Path, help="where the files go; others in it stay")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of the weights")
+    arguments = parser.parse_args(argv)
+    export(arguments.model, arguments.rows, arguments.folder, getattr(torch, arguments.dtype))
+
+
 if __name__ == "__main__":
-    *paths, name = sys.argv[1:] if len(sys.argv) > 4 else [*sys.argv[1:], "float16"]
-    export(*map(Path, paths), getattr(torch, name))
+    main()

@@ -9,4 +9,5 @@ wireframe train --config real --init wireframe/assets/demo_model --data "$work/r
 wireframe synth "$work/tuning" --preset real --seed 2 --count 200
 wireframe predict "$work/tuning" "$work/tuning.npz" --format segments --model "$work/run/model"
 wireframe tune "$work/tuning.npz" "$work/run/model"
-python -m wireframe.train.export "$work/run/model" "$work/rows" wireframe/assets/model bfloat16
+python -m wireframe.train.export "$work/run/model" "$work/rows" wireframe/assets/model --dtype bfloat16
+python -m wireframe.bench.held_out wireframe/assets/model --out "$work/held-out"

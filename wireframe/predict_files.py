@@ -31,7 +31,7 @@ def predict_file(
 
     The file is a list of ``{"order_id", "wf_vertices" [V][3] metres, "wf_edges" [E][2]}``. A scene that cannot be read
     gets the empty solution and is reported; where a tar breaks off, that is one more failure and the scenes before it
-    are kept.
+    are kept. Where an order_id comes again, its first scene counts, and the other one is reported.
 
     Args:
         source: a tar, a folder or glob of tars, or ``hf://...``.
@@ -52,20 +52,23 @@ def predict_file(
 
     reading = SceneSource(source, model.config.num_points, sampled=False, limit=limit, workers=workers)
     check_target(out).parent.mkdir(parents=True, exist_ok=True)
-    found: list[tuple[str, Wireframe]] = []
+    found: dict[str, Wireframe] = {}
     failures = []
     with eval_mode(model):
         for index, sample in tqdm(reading.read(), disable=not progress, desc="predict", unit="scene"):
+            if index is not None and sample.order_id in found:
+                failures.append(Failure(sample.order_id, "it is there twice; the first one was predicted"))
+                continue
             if isinstance(sample, Failure):
                 failures.append(sample)
                 predicted = empty_wireframe()
             else:
                 predicted = wireframe_of(predict_segments(sample, model), sample, graph=graph)
             if index is not None:
-                found.append((sample.order_id, predicted))
+                found[sample.order_id] = predicted
     if not found:
         raise ShardError(failures[0].reason if failures else f"{os.fspath(source)} holds no scene")
-    write_submission(out, found)
+    write_submission(out, found.items())
     return len(found), failures
 
 

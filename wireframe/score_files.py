@@ -86,9 +86,11 @@ def read_scores(path: str | os.PathLike) -> dict[str, Score]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
             raise ValueError("too large")
-        scenes = json.loads(path.read_bytes())["scenes"]
+        scenes = json.loads(data)["scenes"]
         found = {scene["order_id"]: Score(*(float(scene[name]) for name in Score._fields)) for scene in scenes}
         if not np.isfinite(list(found.values())).all() or not all(isinstance(name, str) for name in found):
             raise ValueError("a score is not finite")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +43,12 @@ def read_submission(path: str | os.PathLike) -> dict[str, Wireframe]:
             vertices that are not numbers [V][3], edges that are not whole numbers [E][2], or too many of either.
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    if path.stat().st_size > MAX_FILE_BYTES:
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
         raise SubmissionError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which no submission is")
     try:
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(data)
     except (ValueError, RecursionError) as problem:
         raise SubmissionError(f"{path}: not a JSON file ({one_line(problem)})") from None
     if not isinstance(entries, list):

@@ -25,7 +25,6 @@ class Params(NamedTuple):
     whose name ends in .json. None where the file does not say."""
 
     dataset: str | None = None
-    competition_id: str | None = None
     time_limit: float | None = None
     output_path: str | None = None
 
@@ -37,9 +36,11 @@ def read_params(file: Path) -> Params:
         ConfigError: the file cannot be read, is no JSON object, or a value is of another kind.
     """
     try:
-        if file.stat().st_size > MAX_PARAMS_BYTES:
+        with open(file, "rb") as opened:
+            data = opened.read(MAX_PARAMS_BYTES + 1)
+        if len(data) > MAX_PARAMS_BYTES:
             raise ConfigError(f"{file}: larger than {MAX_PARAMS_BYTES} bytes")
-        values = json.loads(file.read_bytes())
+        values = json.loads(data)
     except OSError as problem:
         raise ConfigError(f"{file}: {problem.strerror}; give another with --params") from None
     except (ValueError, RecursionError) as problem:

@@ -41,12 +41,17 @@ def main() -> None:
         print(json.dumps(event), file=events, flush=True)
 
     try:
-        _serve(job, send)
+        predict = _prepared(job)
     except Exception as problem:
         send(fatal=_reason(problem))
+        return
+    send(ready=True)
+    # What escapes from here ends the process, as a crash does: scenes that were begun are tried once more.
+    predict(send)
 
 
-def _serve(job: dict, send: Callable) -> None:
+def _prepared(job: dict) -> Callable[[Callable], None]:
+    """Loads the model; the function returned answers the scenes."""
     # Operations import it when they are first called: seconds that no scene should be charged with.
     import torch._dynamo  # noqa: F401
 
@@ -71,16 +76,18 @@ def _serve(job: dict, send: Callable) -> None:
         except Exception as problem:
             return number, problem
 
-    send(ready=True)
-    with closing(in_order(sampled, _read_all(job["scenes"], send), job["workers"])) as samples:
-        for number, sample in samples:
-            try:
-                if isinstance(sample, Exception):
-                    raise sample
-                found = wireframe_of(predict_segments(sample, model), sample, graph=graph)
-                send(answer=number, vertices=found.vertices.tolist(), edges=found.edges.tolist())
-            except Exception as problem:
-                send(failure=number, reason=_reason(problem))
+    def predict(send: Callable) -> None:
+        with closing(in_order(sampled, _read_all(job["scenes"], send), job["workers"])) as samples:
+            for number, sample in samples:
+                try:
+                    if isinstance(sample, Exception):
+                        raise sample
+                    found = wireframe_of(predict_segments(sample, model), sample, graph=graph)
+                    send(answer=number, vertices=found.vertices.tolist(), edges=found.edges.tolist())
+                except Exception as problem:
+                    send(failure=number, reason=_reason(problem))
+
+    return predict
 
 
 def _read_all(scenes: Iterable[tuple[int, list]], send: Callable) -> Iterator[tuple[int, _Read]]:

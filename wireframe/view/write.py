@@ -130,8 +130,8 @@ def write_view(
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        ShardError: the source holds no shard, or no scene. ConfigError: a split of raw scenes, or no scene has a
-            prediction. OSError: the page cannot be written.
+        ShardError: the source holds no shard, or no scene. ConfigError: a split of raw scenes, no scene has a
+            prediction, or the worst are wanted where nothing is scored. OSError: the page cannot be written.
     """
     convert = _reader(source, model_points, points, 1 if workers > 1 else None)
     reading = SceneSource(
@@ -139,6 +139,8 @@ def write_view(
     )  # fmt: skip
     check_target(out).parent.mkdir(parents=True, exist_ok=True)
     packed, failures, unscored = _pack(reading, predict, points, progress)
+    if worst and unscored:
+        raise ConfigError(f"the worst scenes are those of the lowest scores ({unscored}); leave out --worst")
     entries = _entries(packed, worst)
     blocks = {position: packed[position].block for position in sorted(entry.position for entry in entries)}
     guarded = sum(not is_synthetic(entry.order_id) for entry in entries)
