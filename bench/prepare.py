@@ -81,8 +81,9 @@ def _row(sample: RawSample) -> dict:
     return build_row(sample.key, sample.members)
 
 
-def _decode(row: dict, scene: Scene) -> list:
-    """Every PNG of the views that are used."""
+def _decode(sample: RawSample, scene: Scene) -> list:
+    """Every PNG of the views that are used; of a new row, whose images are not decoded yet."""
+    row = _row(sample)
     labels = [label_rgb(row[table][view.index]) for view in scene.views for table in ("ade", "gestalt")]
     return labels + [depth_millimetres(row["depth"][view.index]) for view in scene.views if view.depth is not None]
 
@@ -117,9 +118,9 @@ def _scene(sample: RawSample) -> dict:
 PARTS: dict[str, tuple[Callable, Callable[[RawSample], tuple], bool]] = {
     SCENE: (_scene, lambda raw: (raw,), False),
     "prepare: row": (_row, lambda raw: (raw,), False),
-    "prepare: PNG decode": (_decode, lambda raw: (_row(raw), read_scene(_row(raw))), False),
+    "prepare: PNG decode": (_decode, lambda raw: (raw, read_scene(_row(raw))), False),
     "prepare: colours to ids": (
-        _colours, lambda raw: (_decode(_row(raw), read_scene(_row(raw)))[: 2 * _views(raw)],),
+        _colours, lambda raw: (_decode(raw, read_scene(_row(raw)))[: 2 * _views(raw)],),
         True,
     ),
     "prepare: COLMAP unzip": (_unzip, lambda raw: (_row(raw),), False),

@@ -122,7 +122,8 @@ class Tokenizer(nn.Module):
         tables = (("class_id", batch["class_id"], self.label_emb), ("source", batch["source"], self.src_emb),
                   ("behind", behind, self.behind_emb))
         for key, values, table in tables:
-            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < table.num_embeddings:
+            # Comparisons are vectorised; minima of such whole numbers are not.
+            if bool(((values < 0) | (values >= table.num_embeddings)).any()):
                 raise ValueError(
                     f"batch[{key!r}] holds {int(values.min())} to {int(values.max())}; "
                     f"labels run from 0 to {table.num_embeddings - 1}"
