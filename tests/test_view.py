@@ -159,7 +159,7 @@ def test_without_the_metric_the_page_is_written_and_says_so(rows, tmp_path, monk
     assert result.unscored in page.index["about"]
     assert page.ids == [f"scene-{i}" for i in range(4)] and not any(e["score"] for e in page.index["scenes"])
     assert page.scenes["scene-1"]["prediction"]["edgeFound"] == [1, 0, 1, 0]
-    with pytest.raises(ConfigError, match="hoho2025 is not installed.*leave out --worst"):
+    with pytest.raises(ConfigError, match=r"hoho2025 is not installed.*leave out --worst"):
         view_submission(rows, tmp_path / "w.html", {"scene-1": GUESS}, **quiet(worst=2))
     assert not (tmp_path / "w.html").exists()
 
