@@ -26,7 +26,9 @@ KEYS = {
 
 
 @pytest.fixture(autouse=True)
-def same_threads():
+def alone(monkeypatch):
+    """As in a process of its own: pytest-benchmark times nothing where it takes itself for a worker of pytest-xdist."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
