@@ -52,7 +52,11 @@ def test_the_four_commands_lead_from_the_sets_to_the_worst_scenes(sets, tmp_path
     model = ["--model", str(run / "model"), "--threshold", "0"]
     worst = ["--worst", "2", "--out", str(scores), "--workers", "1", "--quiet"]
     assert main(["eval", sets[1], "--split", "dev-val", "--dev-val", "3", *model, *worst]) == 0
-    assert "3 scenes of dev val" in (told := capsys.readouterr().out) and ": HSS" in told
+    told = capsys.readouterr()
+    assert "3 scenes of dev val" in told.out and ": HSS" in told.out
+    # Of ids that may be the challenge's, pictures come with a warning.
+    assert f"do not share {tmp_path / 'dev-val.worst.png'}: 2 of its scenes" in told.err
+    assert "Do not share this page" in (run / "report.html").read_text()
     found = json.loads(scores.read_text())
     evaluated = json.loads((run / "evaluation" / "3-endpoint.json").read_text())
     assert len(found["worst"]) == 2 and found["scenes"] == evaluated["scenes"]

@@ -15,6 +15,7 @@ import numpy as np
 
 import wireframe
 from wireframe.files import atomic_write
+from wireframe.sharing import TERMS, count_guarded
 from wireframe.train import curves
 from wireframe.train.curves import SERIES_COLORS, Mark, Span, number
 from wireframe.train.report_style import STYLE
@@ -259,6 +260,8 @@ def _worst(scores: StageScores, opened: bool) -> str:
         data = base64.b64encode(_fewer_colors(scores.sheet)).decode()
         alt = f"Points, ground truth and prediction of the worst scenes after stage {scores.name}"
         picture = f'<div class="wide"><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div>'
+        if count_guarded(scene.order_id for scene in scores.worst):
+            picture += f"<p>Do not share this page: {escape(TERMS)}.</p>"
     shown = scores.worst[:_MAX_ROWS]
     rows = [[s.order_id, f"{s.hss:.3f}", f"{s.f1:.3f}", f"{s.iou:.3f}", s.failure or ""] for s in shown]
     why = "Scored 0 because" if any(s.failure for s in shown) else ""

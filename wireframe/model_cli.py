@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from wireframe import sharing
 from wireframe.arguments import (
     add_workers,
     model_arguments,
@@ -114,6 +115,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(f"these less {arguments.against}: {compare(ours, others)}")
     if sheet:
         print(f"worst scenes: {sheet}")
+        sharing.warn(sheet, sharing.count_guarded(result.worst))
     print_failures("not scored:", result.failures)
     return 1 if broke_off(result.failures, arguments.source) else 0
 

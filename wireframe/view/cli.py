@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
+from wireframe import sharing
 from wireframe.arguments import add_workers, model_arguments, path, positive, share_cores, split_arguments
 from wireframe.errors import print_failures
 from wireframe.model_cli import broke_off, refuse_with_predictions
@@ -44,9 +44,6 @@ def view(arguments: argparse.Namespace) -> int:
     scored = f"mean HSS {found.hss:.3f}" if found.hss is not None else found.unscored
     those = f"the {found.scenes} worst of {found.read}" if found.scenes < found.read else found.scenes
     print(f"{those} scenes, {scored}: {arguments.out} ({found.size / 1e6:.1f} MB)")
-    if found.guarded:
-        guarded = f"{found.guarded} of its scenes are not known to be synthetic"
-        terms = "scenes of the challenge, and pages made from them, may not be redistributed (see NOTICE)"
-        print(f"do not share {arguments.out}: {guarded}; {terms}", file=sys.stderr)
+    sharing.warn(arguments.out, found.guarded)
     print_failures("not shown:", found.failures)
     return 1 if broke_off(found.failures, arguments.source) else 0

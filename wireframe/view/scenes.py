@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,7 +16,6 @@ from wireframe.scene import Scene
 from wireframe.scoring import VERTEX_THRESHOLD
 
 # What ``synth.make_scene`` calls its scenes.
-_SYNTHETIC = re.compile(r"synth-\d+-\d{6,}", re.ASCII)
 # COLMAP's strays lie kilometres away; points beyond so many box diagonals from the centre are left out.
 _FAR = 4.0
 # A vertex this many radii away cannot be drawn beside the building.
@@ -49,11 +47,6 @@ class ViewScene:
     cameras: np.ndarray
     truth: Wireframe | None
     predicted: Wireframe | None
-
-
-def is_synthetic(order_id: str) -> bool:
-    """Whether an id is of the kind that ``wireframe synth`` gives its scenes, and so of no scene of the challenge."""
-    return _SYNTHETIC.fullmatch(order_id) is not None
 
 
 def view_scene(

@@ -21,9 +21,10 @@ from wireframe.scene import read_scene
 from wireframe.scene_source import SceneSource
 from wireframe.scoring import ZERO, Outcome, require_hoho
 from wireframe.scoring_pool import ScorePool
+from wireframe.sharing import count_guarded
 from wireframe.splits import DEV_VAL
 from wireframe.view.page import PageEntry, data_block, page_parts
-from wireframe.view.scenes import ViewScene, cameras_of, is_synthetic, pack_scene, view_scene
+from wireframe.view.scenes import ViewScene, cameras_of, pack_scene, view_scene
 
 if TYPE_CHECKING:
     from wireframe.perceiver import Perceiver
@@ -143,7 +144,7 @@ def write_view(
         raise ConfigError(f"the worst scenes are those of the lowest scores ({unscored}); leave out --worst")
     entries = _entries(packed, worst)
     blocks = {position: packed[position].block for position in sorted(entry.position for entry in entries)}
-    guarded = sum(not is_synthetic(entry.order_id) for entry in entries)
+    guarded = count_guarded(entry.order_id for entry in entries)
     shown = f"the {len(entries)} worst of {len(packed)} scenes" if len(entries) < len(packed) else ""
     unread = f"{len(failures)} not read" if failures else ""
     about = [note for note in (label, shown, unscored, unread) if note]
