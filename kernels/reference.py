@@ -28,8 +28,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def _zero_where_masked(x: Tensor, mask: Tensor) -> Tensor:
     """x [B, N, H, D] with zeros where mask [B, N] is False, whatever stands there."""
-    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if eager and not torch._C._functorch.is_functorch_wrapped_tensor(mask):
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # A copy and the few masked rows: a quarter of the time of a choice for every number.
         masked = (~mask).flatten().nonzero().squeeze(1)
         return x.flatten(0, 1).index_fill(0, masked, 0.0).view(x.shape)

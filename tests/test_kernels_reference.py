@@ -365,3 +365,17 @@ def test_why_says_what_runs_on_each_device(monkeypatch):
 def test_the_folder_cannot_be_imported_under_its_bare_name():
     run = subprocess.run([sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode != 0 and "ImportError" in run.stderr and "wireframe.kernels" in run.stderr
+
+
+def test_the_reference_maps_over_what_shares_a_mask():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 3, 2, 5, 2, 8, generator=g)
+    mask = torch.rand(2, 5, generator=g) < 0.6
+    scale = torch.zeros(2)
+    v = torch.where(mask[..., None, None], v, torch.nan)
+
+    def function(*x):
+        return ops.qk_norm_attention(*x, scale, mask, impl="reference")
+
+    expected = torch.stack([function(*x) for x in zip(q, k, v)])
+    assert torch.allclose(torch.func.vmap(function)(q, k, v), expected, atol=1e-6)

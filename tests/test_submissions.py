@@ -123,6 +123,8 @@ def test_predictions_of_other_scenes_alone_are_refused_by_nothing_but_score_zero
     assert result.failures[-1] == Failure("a", "predicted, but no such scene is there")
     limited = evaluate_submission(scenes / "a.tar", written(tmp_path / "s.json", [GOOD]), limit=2, progress=False)
     assert len(limited.outcomes) == 2 and not limited.failures
+    part = evaluate_submission(scenes / "rows", scenes / "truth.json", split="dev-val", dev_val=2, progress=False)
+    assert len(part.outcomes) == 2 and not part.failures
 
 
 @pytest.mark.parametrize("options", [["--model", "m"], ["--thresholds", "0.5"], ["--threshold", "0.5"]])

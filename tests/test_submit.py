@@ -147,6 +147,30 @@ def test_crashes_bad_answers_and_failures_cost_their_own_scene_alone(tmp_path, w
     assert reasons["bad-1"] == "it is bad" and "finite" in reasons["nan-1"] and "[0, 2]" in reasons["loose-1"]
 
 
+FAILS_ONCE = """
+import os
+import wireframe.submit.worker as worker
+def prepared(job):
+    def predict(send):
+        for number, _ in job["scenes"]:
+            send(begun=number)
+            if not os.path.exists(MARK):
+                open(MARK, "w").close()
+                raise RuntimeError("can't start new thread")
+            send(answer=number, vertices=[[0, 0, 0], [1, 0, 0]], edges=[[0, 1]])
+    return predict
+worker._prepared = prepared
+worker.main()
+"""
+
+
+def test_an_exception_beside_the_scenes_costs_none_of_them(tmp_path):
+    start = child.command(f"MARK = {str(tmp_path / 'mark')!r}\n{FAILS_ONCE}")
+    result = submit([named_tar(tmp_path / "a.tar", ["a", "b", "c"])], tmp_path / "s.json", start=start)
+    assert not result.failures and (tmp_path / "mark").exists()
+    assert len(answers_in(tmp_path / "s.json")) == 3
+
+
 def test_a_scene_that_hangs_is_tried_again_alone_and_costs_its_patience_twice(tmp_path):
     tar = named_tar(tmp_path / "a.tar", ["once-hang-1", "a", "b", "c", "d", "hang-1", "e"])
     start = time.monotonic()

@@ -33,6 +33,13 @@ def check_target(path: str | os.PathLike) -> Path:
     return target
 
 
+def read_at_most(path: str | os.PathLike, limit: int) -> bytes | None:
+    """The bytes of a file or pipe; None where there are more than ``limit``. Raises OSError."""
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    return None if len(data) > limit else data
+
+
 def read_capped(path: str | os.PathLike, limit: int, wanted: str) -> bytes:
     """The bytes of a regular file of at most ``limit`` bytes; ``wanted`` says what to give instead of another one.
 
@@ -41,9 +48,8 @@ def read_capped(path: str | os.PathLike, limit: int, wanted: str) -> bytes:
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f"{os.fspath(path)} is no regular file; give {wanted}")
-    with open(path, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    data = read_at_most(path, limit)
+    if data is None:
         raise ConfigError(f"{os.fspath(path)} has more than {limit >> 20} MiB; give {wanted}")
     return data
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wireframe.errors import Failure, ScoreError, one_line, printable
-from wireframe.files import atomic_write
+from wireframe.files import atomic_write, read_at_most
 from wireframe.scoring import Outcome, Score, bootstrap_interval, summarise
 
 # A scene takes some 150 bytes.
@@ -86,9 +86,8 @@ def read_scores(path: str | os.PathLike) -> dict[str, Score]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
+        data = read_at_most(path, _MAX_FILE_BYTES)
+        if data is None:
             raise ValueError("too large")
         scenes = json.loads(data)["scenes"]
         found = {scene["order_id"]: Score(*(float(scene[name]) for name in Score._fields)) for scene in scenes}

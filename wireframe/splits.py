@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from wireframe.errors import ConfigError, SampleError, printable
+from wireframe.files import read_at_most
 from wireframe.samples import iter_sample_rows, list_parquet, open_sampled
 
 # The published dev val: the last rows of the sampled train split.
@@ -103,11 +104,10 @@ def read_exclusions(path: str | os.PathLike) -> frozenset[str]:
     """
     name = printable(os.fspath(path))
     try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_LIST_BYTES + 1)
+        data = read_at_most(path, _MAX_LIST_BYTES)
     except OSError as problem:
         raise ConfigError(f"cannot read the list of excluded scenes {name}: {problem.strerror}") from None
-    if len(data) > _MAX_LIST_BYTES:
+    if data is None:
         raise ConfigError(f"{name} is larger than {_MAX_LIST_BYTES >> 20} MiB; a list of scenes has one id a line")
     try:
         lines = data.decode("utf-8-sig").split("\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wireframe.errors import SubmissionError, one_line
-from wireframe.files import atomic_write
+from wireframe.files import atomic_write, read_at_most
 
 if TYPE_CHECKING:
     from wireframe.graph import Wireframe
@@ -43,9 +43,8 @@ def read_submission(path: str | os.PathLike) -> dict[str, Wireframe]:
             vertices that are not numbers [V][3], edges that are not whole numbers [E][2], or too many of either.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
+    data = read_at_most(path, MAX_FILE_BYTES)
+    if data is None:
         raise SubmissionError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which no submission is")
     try:
         entries = json.loads(data)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from wireframe import child
 from wireframe.errors import ConfigError, MissingPackageError, ShardError, one_line
+from wireframe.files import read_at_most
 
 SUBMISSION = "submission.json"
 MAX_PARAMS_BYTES = 1 << 20
@@ -36,9 +37,8 @@ def read_params(file: Path) -> Params:
         ConfigError: the file cannot be read, is no JSON object, or a value is of another kind.
     """
     try:
-        with open(file, "rb") as opened:
-            data = opened.read(MAX_PARAMS_BYTES + 1)
-        if len(data) > MAX_PARAMS_BYTES:
+        data = read_at_most(file, MAX_PARAMS_BYTES)
+        if data is None:
             raise ConfigError(f"{file}: larger than {MAX_PARAMS_BYTES} bytes")
         values = json.loads(data)
     except OSError as problem:
