@@ -28,8 +28,8 @@ BUILT = {
     "farthest_point_sample": ("native", "reference"),
     "voxel_sample": ("native", "reference"),
     "merge_vertices": ("native", "reference"),
-    "qk_norm_attention": ("triton", "reference"),
-    "qk_norm_attention_kvpacked": ("triton", "reference"),
+    "qk_norm_attention": ("triton", "native", "reference"),
+    "qk_norm_attention_kvpacked": ("triton", "native", "reference"),
     "sinkhorn": ("triton", "reference"),
     "segment_cost": ("triton", "reference"),
     "segment_matching": ("triton", "reference"),
@@ -37,8 +37,8 @@ BUILT = {
     "linear_gelu": ("triton", "reference"),
     "adamw_step": ("triton", "reference"),
     "point_features": ("triton", "reference"),
-    "residual_norm": ("triton", "reference"),
-    "rms_norm": ("triton", "reference"),
+    "residual_norm": ("triton", "native", "reference"),
+    "rms_norm": ("triton", "native", "reference"),
 }
 
 # What "native" runs on a CUDA device; the other operations bring such tensors to the CPU and back.
@@ -63,13 +63,15 @@ class ImplementationError(WireframeError, RuntimeError):
     """The implementation that the caller named cannot run."""
 
 
-def choose(op: str, impl: str, device: str = "cpu", triton_limit: str | None = None) -> str:
+def choose(
+    op: str, impl: str, device: str = "cpu", triton_limit: str | None = None, native_limit: str | None = None
+) -> str:
     """The name of the implementation of ``op`` to run for the caller's ``impl``.
 
     Args:
         device: type of the device that holds the inputs. For "meta" tensors "auto" takes Triton where it is installed:
             the operations give shapes, and nothing is launched.
-        triton_limit: why these inputs are beyond the Triton kernels, None where they are not.
+        triton_limit, native_limit: why these inputs are beyond that implementation, None where they are not.
 
     Raises:
         ValueError: ``impl`` is not one of ``NAMES``.
@@ -80,16 +82,14 @@ def choose(op: str, impl: str, device: str = "cpu", triton_limit: str | None = N
     built = BUILT[op]
     if impl == "auto":
         # The interpreter is there to test kernels, not to compute with.
-        on_gpu = device in ("cuda", "meta")
-        usable = [name for name in built if name != "triton" or (on_gpu and triton_limit is None)]
+        within = {"triton": device in ("cuda", "meta") and triton_limit is None, "native": native_limit is None}
+        usable = [name for name in built if within.get(name, True)]
         return next(name for name in usable if _problem(op, name, device) is None)
     if impl not in built:
         raise ImplementationError(
             f"{op}: impl {impl!r} is not built into this version; available: {', '.join(built)}, or 'auto'"
         )
-    problem = _problem(op, impl, device)
-    if problem is None and impl == "triton":
-        problem = triton_limit
+    problem = _problem(op, impl, device) or {"triton": triton_limit, "native": native_limit}.get(impl)
     if problem is not None:
         raise ImplementationError(f"{op}: impl {impl!r} cannot run: {problem}")
     return impl
@@ -103,9 +103,9 @@ def _problem(op: str, name: str, device: str) -> str | None:
         return _triton_problem(device)
     from wireframe.kernels import native
 
-    if device == "cpu" or op not in NATIVE_ON_CUDA:
+    if device == "cpu" or (op not in NATIVE_ON_CUDA and op not in MODEL_OPS):
         return native.problem("_C")
-    if device == "cuda":
+    if device == "cuda" and op in NATIVE_ON_CUDA:
         return native.problem("_C_cuda")
     return f"it has no native implementation for {device} tensors"
 
@@ -149,7 +149,7 @@ def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
     lines = []
     for device in devices:
         if op in MODEL_OPS:
-            found = f": {_model_choice()}" if device == "cpu" else f" on {device} tensors: {_triton(device)}"
+            found = f": {_model_choice(op)}" if device == "cpu" else f" on {device} tensors: {_triton(device)}"
             lines.append(op + found)
         elif device == "cpu":
             lines.append(f"{op}: {_choice(op, device)}")
@@ -158,11 +158,16 @@ def why(op: str, devices: tuple[str, ...] = ("cpu",)) -> list[str]:
     return lines
 
 
-def _model_choice() -> str:
+def _model_choice(op: str) -> str:
+    missing = _problem(op, "native", "cpu") if "native" in BUILT[op] else None
+    native = "native" in BUILT[op] and missing is None
     problem = _triton_problem("cpu")
-    if problem is None:
-        return "reference (PyTorch); also runs: triton (interpreted)"
-    return "reference (PyTorch); " + ("triton takes CUDA tensors" if _TRITON_INSTALLED else f"not triton: {problem}")
+    text = "native (C++)" if native else "reference (PyTorch)"
+    runs = (["reference"] if native else []) + (["triton (interpreted)"] if problem is None else [])
+    text += f"; also runs: {', '.join(runs)}" if runs else ""
+    if problem is not None:
+        text += "; triton takes CUDA tensors" if _TRITON_INSTALLED else f"; not triton: {problem}"
+    return text if missing is None else f"{text}; not native: {missing}"
 
 
 def _triton(device: str) -> str:

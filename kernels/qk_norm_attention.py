@@ -9,7 +9,8 @@ from torch import Tensor
 
 from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
-from wireframe.kernels.reference import qk_norm_attention_reference
+from wireframe.kernels.norms_native import native_limit, unit_heads
+from wireframe.kernels.reference import attend, qk_norm_attention_reference
 from wireframe.kernels.tensors import KERNEL_DTYPES, fresh
 
 _HEAD_DIMS = (32, 64, 128)
@@ -70,6 +71,19 @@ def _triton_limit(q: Tensor, **keys: Tensor) -> str | None:
     if q.shape[3] not in _HEAD_DIMS:
         return f"the head dimension must be 32, 64 or 128, got {q.shape[3]}"
     return None
+
+
+def _native_limit(*tensors: Tensor, keys: int) -> str | None:
+    """Why the C++ code does not take these inputs, None where it does."""
+    return native_limit(*tensors) or ("there must be a key" if keys == 0 else None)
+
+
+def _attend_natively(q: Tensor, k: Tensor, v: Tensor, log_scale: Tensor, key_mask: Tensor | None) -> Tensor:
+    """Unit vectors by the C++ code, attention by torch."""
+    if key_mask is not None and key_mask.all():
+        # The same bits, without copies of keys and values.
+        key_mask = None
+    return attend(unit_heads(q, log_scale), unit_heads(k, mask=key_mask), v, key_mask)
 
 
 def _attend(
@@ -235,7 +249,7 @@ def qk_norm_attention(
         log_scale: [H], natural logarithm of each head's logit scale; logits are rounded to float32, so that a
             scale of 1e4 is about the largest of use.
         key_mask: bool [B, Nk], True = valid; None = all valid. What masked keys and values hold is never used.
-        impl: "auto", "reference", "native" or "triton".
+        impl: "auto", "reference", "native" (float32 on the CPU; the attention itself by torch) or "triton".
 
     Returns:
         [B, Nq, H, D] in q.dtype; zeros (and zero gradients) for a scene without a valid key.
@@ -244,12 +258,16 @@ def qk_norm_attention(
         TypeError: not tensors. ValueError: shapes, dtypes or devices that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
 
-    The Triton kernels have first derivatives in reverse mode; forward mode and ``torch.func`` need the reference.
+    The kernels and the C++ code have first derivatives in reverse mode; forward mode and ``torch.func`` need the
+    reference.
     """
     _check(q, k, v, log_scale, key_mask)
-    if dispatch.choose("qk_norm_attention", impl, q.device.type, _triton_limit(q, k=k, v=v)) == "triton":
+    limits = _triton_limit(q, k=k, v=v), _native_limit(q, k, v, log_scale, keys=k.shape[1])
+    chosen = dispatch.choose("qk_norm_attention", impl, q.device.type, *limits)
+    if chosen == "triton":
         return _forward(q, k, v, log_scale, key_mask)[0]
-    return qk_norm_attention_reference(q, k, v, log_scale, key_mask)
+    attend_by = _attend_natively if chosen == "native" else qk_norm_attention_reference
+    return attend_by(q, k, v, log_scale, key_mask)
 
 
 def qk_norm_attention_kvpacked(
@@ -267,6 +285,9 @@ def qk_norm_attention_kvpacked(
     derivatives as there.
     """
     _check_kvpacked(q, kv, log_scale, key_mask)
-    if dispatch.choose("qk_norm_attention_kvpacked", impl, q.device.type, _triton_limit(q, kv=kv)) == "triton":
+    limits = _triton_limit(q, kv=kv), _native_limit(q, kv, log_scale, keys=kv.shape[1])
+    chosen = dispatch.choose("qk_norm_attention_kvpacked", impl, q.device.type, *limits)
+    if chosen == "triton":
         return _forward_kvpacked(q, kv, log_scale, key_mask)[0]
-    return qk_norm_attention_reference(q, *kv.unbind(2), log_scale, key_mask)
+    attend_by = _attend_natively if chosen == "native" else qk_norm_attention_reference
+    return attend_by(q, *kv.unbind(2), log_scale, key_mask)

@@ -26,7 +26,7 @@ def _unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp_min(1e-24))
 
 
-def _zero_where_masked(x: Tensor, mask: Tensor) -> Tensor:
+def zero_where_masked(x: Tensor, mask: Tensor) -> Tensor:
     """x [B, N, H, D] with zeros where mask [B, N] is False, whatever stands there."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # A copy and the few masked rows: a quarter of the time of a choice for every number.
@@ -54,21 +54,32 @@ def qk_norm_attention_reference(
             # One zero key of value zero: zeros out, and q keeps a (zero) gradient.
             k, v = F.pad(k, (0, 0, 0, 0, 0, 1)), F.pad(v, (0, 0, 0, 0, 0, 1))
             key_mask = None
-        bias = None
         if key_mask is not None:
-            k, v = _zero_where_masked(k, key_mask), _zero_where_masked(v, key_mask)
-            # Without a valid key every (zeroed) key is admitted: the output is an average of zeros.
-            seen = key_mask | ~key_mask.any(1, keepdim=True)
-            bias = torch.zeros(seen.shape, dtype=dtype, device=q.device).masked_fill_(~seen, -math.inf)
-            bias = bias[:, None, None, :]
-        # A branch, because the comparison is symbolic where torch.compile takes shapes as dynamic.
-        grouped = True if q.shape[2] != k.shape[2] else False  # noqa: SIM210
-        q = _unit(q) * log_scale.to(dtype).exp()[:, None]
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), _unit(k).transpose(1, 2), v.transpose(1, 2),
-            attn_mask=bias, scale=1.0, enable_gqa=grouped,
-        )
-        return out.transpose(1, 2).to(out_dtype)
+            k = zero_where_masked(k, key_mask)
+        return attend(_unit(q) * log_scale.to(dtype).exp()[:, None], _unit(k), v, key_mask).to(out_dtype)
+
+
+def attend(
+    q: Tensor,  # [B, Nq, H, D]
+    k: Tensor,  # [B, Nk, Hkv, D]
+    v: Tensor,  # [B, Nk, Hkv, D]
+    key_mask: Tensor | None,  # [B, Nk] bool
+) -> Tensor:
+    """softmax(q . k) v over the keys of the mask, whose others are zeros; [B, Nq, H, D].
+
+    A scene without a valid key gives zeros; what masked values hold is never used.
+    """
+    bias = None
+    if key_mask is not None:
+        v = zero_where_masked(v, key_mask)
+        # Without a valid key every (zeroed) key is admitted: the output is an average of zeros.
+        seen = key_mask | ~key_mask.any(1, keepdim=True)
+        bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -math.inf)
+        bias = bias[:, None, None, :]
+    # A branch, because the comparison is symbolic where torch.compile takes shapes as dynamic.
+    grouped = True if q.shape[2] != k.shape[2] else False  # noqa: SIM210
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0, enable_gqa=grouped).transpose(1, 2)
 
 
 def sinkhorn_reference(

@@ -12,6 +12,7 @@ from wireframe.kernels import dispatch
 from wireframe.kernels.checks import check_devices, check_floating
 from wireframe.kernels.dropout import check_branch, check_keys
 from wireframe.kernels.dropout_reference import drop_threshold
+from wireframe.kernels.norms_native import native_limit, residual_norm_native, rms_norm_native
 from wireframe.kernels.residual_norm_reference import residual_norm_reference, rms_norm_reference
 from wireframe.kernels.tensors import KERNEL_DTYPES, aligned, aligned_or_none, fresh
 
@@ -227,7 +228,7 @@ def residual_norm(
         site: in [0, 2^31): which of a model's dropouts this is. p: in [0, 1). eps: positive.
         dtype: of normed and copy; None = that of total.
         copy: whether the sum is wanted in ``dtype`` too; where that is its own, copy is total itself.
-        impl: "auto", "reference", "native" or "triton" (no float64, at most 1024 channels).
+        impl: "auto", "reference", "native" (float32 on the CPU) or "triton" (no float64, at most 1024 channels).
 
     Returns:
         Residual(total, normed, copy or None), [B, ..., C]; total in the dtype of x + branch.
@@ -236,7 +237,7 @@ def residual_norm(
         TypeError, ValueError: arguments that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
 
-    Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference.
+    Derivatives are in reverse mode: the first of the kernels and of the C++ code, those of any order of the reference.
     """
     check_branch("residual_norm", x, branch, site, p)
     _check_norm("residual_norm", x, weight, eps, dtype)
@@ -247,10 +248,16 @@ def residual_norm(
     own = torch.promote_types(x.dtype, branch.dtype)
     dtype = own if dtype is None else dtype
     limit = _triton_limit(x.shape[-1], x.device.type, x.dtype, branch.dtype, weight.dtype, dtype)
-    if dispatch.choose("residual_norm", impl, x.device.type, limit) == "reference":
+    chosen = dispatch.choose(
+        "residual_norm", impl, x.device.type, limit, native_limit(x, branch, weight, dtype=dtype)
+    )
+    if chosen == "reference":
         return Residual(*residual_norm_reference(x, branch, weight, keys, site, p, eps, dtype, copy))
     threshold = 0 if keys is None else drop_threshold(p)
     keys = keys if threshold else None
+    if chosen == "native":
+        total, normed = residual_norm_native(x, branch, weight, keys, site, p, eps)
+        return Residual(total, normed, total if copy else None)
     total, normed, rounded = _residual_norm(
         x, branch, weight, keys, site, threshold, eps, dtype, copy and dtype != own
     )
@@ -272,7 +279,7 @@ def rms_norm(
         weight: [C], in the product float32.
         eps: positive.
         dtype: of the result; None = that of x.
-        impl: "auto", "reference", "native" or "triton" (no float64, at most 1024 channels).
+        impl: "auto", "reference", "native" (float32 on the CPU) or "triton" (no float64, at most 1024 channels).
 
     Returns:
         [..., C] in ``dtype``.
@@ -281,11 +288,12 @@ def rms_norm(
         TypeError, ValueError: arguments that do not fit, or an unknown ``impl``.
         ImplementationError: an explicit ``impl`` that cannot run.
 
-    Derivatives are in reverse mode: the first of the Triton kernels, those of any order of the reference.
+    Derivatives are in reverse mode: the first of the kernels and of the C++ code, those of any order of the reference.
     """
     _check_norm("rms_norm", x, weight, eps, dtype)
     dtype = x.dtype if dtype is None else dtype
     limit = _triton_limit(x.shape[-1], x.device.type, x.dtype, weight.dtype, dtype)
-    if dispatch.choose("rms_norm", impl, x.device.type, limit) == "reference":
+    chosen = dispatch.choose("rms_norm", impl, x.device.type, limit, native_limit(x, weight, dtype=dtype))
+    if chosen == "reference":
         return rms_norm_reference(x, weight, eps, dtype)
-    return _rms_norm(x, weight, eps, dtype)
+    return rms_norm_native(x, weight, eps) if chosen == "native" else _rms_norm(x, weight, eps, dtype)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from wireframe.kernels import dispatch, ops
+from wireframe.kernels import dispatch, native, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = (1.0, 0.5, 0.7)
@@ -291,7 +291,7 @@ def test_an_implementation_is_obeyed_or_refused():
         assert torch.equal(call("auto"), call("reference"))
         with pytest.raises(ValueError, match="cuda"):
             call("cuda")
-        assert dispatch.BUILT[op] == ("triton", "reference")
+        assert dispatch.BUILT[op][0] == "triton" and dispatch.BUILT[op][-1] == "reference"
         for impl in ("native", "triton"):
             with pytest.raises(dispatch.ImplementationError, match=impl):
                 call(impl)
@@ -347,6 +347,14 @@ def test_the_reference_compiles_with_dynamic_shapes():
     for keys in (7, 5):
         inputs = q, k[:, :keys], v[:, :keys], log_scale, mask[:, :keys]
         assert torch.equal(compiled(*inputs), ops.qk_norm_attention(*inputs))
+
+
+@pytest.mark.skipif(native.problem() is not None, reason="needs wireframe._C")
+def test_why_says_which_of_the_models_operations_are_native(monkeypatch):
+    assert dispatch.why("rms_norm")[0].startswith("rms_norm: native (C++); also runs: reference")
+    monkeypatch.setattr(native, "problem", lambda name="_C": "it is not built")
+    (line,) = dispatch.why("rms_norm")
+    assert line.startswith("rms_norm: reference (PyTorch)") and line.endswith("; not native: it is not built")
 
 
 def test_why_says_what_runs_on_each_device(monkeypatch):

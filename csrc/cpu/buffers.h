@@ -91,6 +91,7 @@ void bind_depth(py::module_& module);
 void bind_farthest(py::module_& module);
 void bind_mask(py::module_& module);
 void bind_merge(py::module_& module);
+void bind_norms(py::module_& module);
 void bind_points3d(py::module_& module);
 void bind_priority(py::module_& module);
 void bind_vote(py::module_& module);

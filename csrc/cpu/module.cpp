@@ -23,6 +23,7 @@ PYBIND11_MODULE(_C, module) {
   wireframe::bind_farthest(module);
   wireframe::bind_mask(module);
   wireframe::bind_merge(module);
+  wireframe::bind_norms(module);
   wireframe::bind_points3d(module);
   wireframe::bind_priority(module);
   wireframe::bind_vote(module);
