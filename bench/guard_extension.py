@@ -8,6 +8,7 @@ by its call, not by what malloc does.
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import struct
@@ -28,7 +29,7 @@ from wireframe.bench.guard_values import Counted, Figures, NotComparable
 from wireframe.classes import ADE_ID, GESTALT_COLORS, GESTALT_ID, UNKNOWN, colors_to_ids
 from wireframe.errors import WireframeError, one_line
 from wireframe.hashing import hash64
-from wireframe.kernels import native, ops
+from wireframe.kernels import native, norms_native, ops
 from wireframe.kernels.points3d import parse_points3d_binary
 from wireframe.scene import Scene, View
 from wireframe.scene_batch import SceneBatch
@@ -168,6 +169,20 @@ def _operations() -> Iterator[str]:
     yield ""
     parse_points3d_binary(_binary_of(_box(15, 16000)), impl="native")
     yield ""
+    yield from _model_operations()
+
+
+def _model_operations() -> Iterator[str]:
+    x, branch, weight = _floats(16, 512, 128), _floats(17, 512, 128), _floats(18, 128)
+    normed = ops.residual_norm(x, branch, weight.requires_grad_(), impl="native").normed
+    yield "rms_norm"
+    normed.backward(x)
+    yield ""
+    heads, log_scale = _floats(19, 1, 512, 4, 32).requires_grad_(), _floats(20, 4)
+    units = norms_native.unit_heads(heads, log_scale, mask=torch.from_numpy(_draw(21, 512) % 8 > 0)[None])
+    yield ""
+    units.backward(units)
+    yield "unit_heads, backward"
 
 
 def _scene(number: int) -> Scene:
@@ -201,6 +216,12 @@ def _draw(stream: int, number: int) -> np.ndarray:
 def _box(stream: int, number: int) -> np.ndarray:
     """float64 [number, 3], within 3 of the origin."""
     return (_draw(stream, 3 * number) >> np.uint64(11)).reshape(-1, 3) * (6 * 2.0**-53) - 3
+
+
+def _floats(stream: int, *shape: int) -> torch.Tensor:
+    """float32 of a shape, within 3 of 0."""
+    size = math.prod(shape)
+    return torch.from_numpy(_box(stream, -(-size // 3)).astype(np.float32)).flatten()[:size].view(shape)
 
 
 def _blocks(stream: int, ids: Sequence[int]) -> np.ndarray:
