@@ -40,9 +40,11 @@ def train(arguments: argparse.Namespace) -> int:
     from wireframe.splits import read_exclusions
     from wireframe.train.log import SteadyStream
     from wireframe.train.loop import train
+    from wireframe.train.memory import keep_freed_memory
 
     if arguments.stages and arguments.stages[1] >= len(config.stages):
         raise ConfigError(f"--stages reaches stage {arguments.stages[1] + 1}; there are {len(config.stages)}")
+    keep_freed_memory()
     # Hours of work must not end because nobody reads along any more.
     stdout, stderr = SteadyStream(sys.stdout), SteadyStream(sys.stderr)
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
