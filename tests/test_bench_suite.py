@@ -171,6 +171,38 @@ def test_a_wrong_rival_is_not_timed_and_says_so(monkeypatch, tmp_path, capsys):
     assert "| wrong | not timed: off the reference by 0.1" in capsys.readouterr().out
 
 
+def test_what_is_too_slow_to_be_a_rival_is_still_what_ours_is_held_against(monkeypatch, tmp_path):
+    calls = []
+
+    def reference(x):
+        calls.append(float(x[0]))
+        return 2 * x
+
+    for factor, failed in ((2.0, None), (2.2, "off the reference by 0.1, budget 0.0001")):
+        race = a_race(doubled("ours", None, factor))
+        work = Work(race.make().inputs, race.make().rivals, reference=reference)
+        _, (ours,) = held(monkeypatch, tmp_path, race._replace(make=lambda work=work: work), more=["--repeats", "5"])
+        assert ours.get("failed") == failed and ours["error"] == pytest.approx(factor / 2 - 1)
+        (tmp_path / "rows.jsonl").unlink()
+    # Once a race, and never in turns.
+    assert calls == [1.0, 1.0]
+
+
+def test_farthest_points_of_the_full_size_are_held_against_the_reference(monkeypatch, tmp_path):
+    real = fusion.ops.farthest_point_sample
+
+    def one_wrong(*inputs, impl, **how):
+        return real(*inputs, impl=impl, **how) + (torch.arange(32) == 31 if impl == "native" else 0)
+
+    for run, status in ((real, 0), (one_wrong, 1)):
+        monkeypatch.setattr(fusion.ops, "farthest_point_sample", run)
+        race = a_race(op="farthest_point_sample", make=lambda: fusion._farthest(pipeline.SMALL, 32, small=False))
+        found, rows = held(monkeypatch, tmp_path, race)
+        ours = {row["provider"]: row for row in rows[-3:]}["ours"]
+        assert found == status and (ours["error"] == 0) == (ours["p50_ms"] is not None) == (status == 0)
+        assert "NumPy reference" not in {row["provider"] for row in rows}
+
+
 @pytest.mark.parametrize("ours", [doubled("ours", None, 2.2), Rival("ours, 1 thread", lambda: broken)])
 def test_a_failure_of_ours_is_the_exit_status(monkeypatch, tmp_path, ours):
     status, rows = held(monkeypatch, tmp_path, a_race(doubled("eager"), ours), a_race(doubled("ours"), shape="4"))
