@@ -73,8 +73,8 @@ class Work:
     """What a race runs on: sets of inputs, which calls take in turn, and rivals; with gradients, autograd is timed.
 
     gradients: one of each set's output, None where rivals are called as they are. built: what rivals built, kept for
-    races on the same work in other modes. reference: computes once, without gradients and untimed, what all exact rivals
-    are held against; None where the first of them is quick enough to be that.
+    races on the same work in other modes. reference: computes once, untimed and without gradients, what all exact
+    rivals are held against; None where the first of them is quick enough to be that.
     """
 
     inputs: Sequence[tuple]
