@@ -255,7 +255,7 @@ def run(options: argparse.Namespace) -> int:
         machine["command"] = command(
             "step", stage=stage, rounds=options.rounds, steps=options.steps, small=options.small,
             device=None if options.device == "cuda" else options.device,
-            backend=None if options.backend == "inductor" else options.backend,
+            backend=None if options.backend == "inductor" else options.backend, seconds=options.seconds,
         )  # fmt: skip
         print(f"stage {stage}, {_shape(bench)}", table_head(machine["device"]), sep="\n", flush=True)
         rows = []

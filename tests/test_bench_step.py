@@ -129,9 +129,9 @@ def test_rows_go_to_the_file_of_the_device_and_name_the_command(bench, tmp_path,
     monkeypatch.setattr(timing, "cpu_name", lambda: "Made (R) CPU")
     monkeypatch.setattr(step, "make_bench", lambda *_: bench)
     watched(monkeypatch, (OURS, None, False))
-    assert main([argument for argument in TINY if argument != "--small"]) == 0
+    assert main([*(argument for argument in TINY if argument != "--small"), "--seconds", "900"]) == 0
     (row,) = map(json.loads, (tmp_path / "bench" / "results" / "made-r-cpu.jsonl").read_text().splitlines())
-    assert row["command"] == "wireframe bench step --stage 1 --rounds 1 --steps 1 --device cpu"
+    assert row["command"] == "wireframe bench step --stage 1 --rounds 1 --steps 1 --device cpu --seconds 900"
 
 
 def test_a_failure_of_ours_is_the_exit_status(monkeypatch, capsys):

@@ -132,6 +132,9 @@ def test_races_have_names_of_their_own_and_grow_where_asked(device):
     assert [race.bars for race in found if race.title in {p.title for p in plain}] == [race.bars for race in plain]
 
 
+PATHS = {"out", "json"}
+
+
 def held(monkeypatch, tmp_path, *races, more=()):
     """Exit status and rows of the command on races of one's own."""
     monkeypatch.setattr(runner, "races", lambda part, how: races)
@@ -376,10 +379,18 @@ def test_rows_name_the_command_and_rivals_have_its_threads(monkeypatch, tmp_path
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: seen.append(count))
     seen = []
     reads = Rival("a", lambda: seen.append(os.environ["OMP_NUM_THREADS"]) or (lambda x: 2 * x))
-    _, rows = held(monkeypatch, tmp_path, a_race(doubled("ours"), reads), more=["--repeats", "4", "--grow"])
+    more = ["--repeats", "4", "--grow", "-k", "op and not graph", "--seconds", "0"]
+    _, rows = held(monkeypatch, tmp_path, a_race(doubled("ours"), reads), more=more)
     assert seen == [1, "1"]
-    command = "wireframe bench kernels --device cpu --threads 1 --grow --small --repeats 4 --backend eager"
-    assert {row["command"] for row in rows} == {command}
+    (command,) = {row["command"] for row in rows}
+    assert command == (
+        "wireframe bench kernels --device cpu --threads 1 --grow --small --repeats 4 --backend eager "
+        "-k 'op and not graph' --seconds 0"
+    )
+    # Said again it is the same, but for where the rows go, and of what could be said nothing is missing.
+    given = cli._parser().parse_args(["bench", "kernels", *SMALL, *more])
+    assert cli._parser().parse_args(shlex.split(command)[1:]) == given
+    assert {name for name, value in vars(given).items() if not value} - {"seconds"} == PATHS | {"debug", "quiet"}
 
 
 def test_bars_are_held_against_the_fastest_form_of_a_rival():
