@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wireframe.bench import clocks
-from wireframe.bench.agreement import relative_error
+from wireframe.bench.agreement import off_the_reference, relative_error
 from wireframe.bench.names import LEFT_OUT, OURS
 from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
@@ -232,7 +232,7 @@ def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
                 entry.error = relative_error(found, reference)
                 budget = race.budget if rival.budget is None else rival.budget
                 if not entry.error <= budget:
-                    entry.failed = f"off the reference by {entry.error:.2g}, budget {budget:g}"
+                    entry.failed = off_the_reference(entry.error, budget)
         except Exception as failure:
             entry.failed = reason(failure)
         if entry.failed:
