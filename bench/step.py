@@ -56,9 +56,9 @@ _MFU_GOAL, _DETERMINISM_GOAL = 0.45, 1.02
 
 _PROFILED = 3
 
-# Of losses and the gradient's norm relative to ours, by the precision of the products. bfloat16: four of its units; plain
-# PyTorch under autocast is off by up to 0.009 on a CPU, with ReLU in place of GELU by 0.1. float32: as in the races of
-# kernels; sums in another order are off by up to 2e-5, five iterations of Sinkhorn instead of twenty by 3e-4.
+# Of losses and the gradient's norm relative to ours, by the precision of the products. bfloat16: four of its units;
+# plain PyTorch under autocast is off by up to 0.009 on a CPU, with ReLU in place of GELU by 0.1. float32: as in the
+# races of kernels; sums in another order are off by up to 2e-5, five iterations of Sinkhorn for twenty by 3e-4.
 _BUDGETS = {"bfloat16": 4 * torch.finfo(torch.bfloat16).eps, "float32": 1e-4}
 
 
