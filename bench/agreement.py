@@ -32,6 +32,11 @@ def relative_error(found: Any, expected: Any) -> float:
     return float(f"{worst:.3g}")
 
 
+def off_the_reference(error: float, budget: float) -> str:
+    """Why a rival is not timed."""
+    return f"off the reference by {error:.2g}, budget {budget:g}"
+
+
 def _arrays(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value.detach()

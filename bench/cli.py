@@ -1,121 +1,133 @@
-"""The command ``wireframe bench``: its arguments, and what it calls."""
+"""The command ``wireframe bench``: its parts with the arguments of each, and what they call."""
 
 from __future__ import annotations
 
 import argparse
 
-from wireframe.arguments import add_workers, path, positive, threads
-from wireframe.errors import ConfigError, WireframeError
+from wireframe.arguments import add_workers, path, positive, refuse, shared_arguments, threads
+from wireframe.errors import WireframeError
 from wireframe.files import check_target
-
-_SUITE, _TIMED = ("kernels", "pipeline"), ("kernels", "pipeline", "step")
-# The parts that an option goes with, by its name; --out goes with all.
-_PARTS = {
-    **dict.fromkeys(("device", "small", "seconds", "backend"), _TIMED),
-    **dict.fromkeys(("k", "repeats", "threads", "grow", "json"), _SUITE),
-    **dict.fromkeys(("arch", "table", "workers"), ("static",)),
-    **dict.fromkeys(("stage", "rounds", "steps", "model", "of", "list"), ("step",)),
-    **dict.fromkeys(("readme", "rows", "plots"), ("report",)),
-    "check": ("static", "report"),
-}
 
 
 def bench_arguments(command: argparse.ArgumentParser) -> None:
-    # What wireframe.kernels.launch plans for, and no import for --help.
-    architectures = (80, 86, 89, 90)
-    command.add_argument(
-        "part", choices=("kernels", "pipeline", "step", "static", "report"),
-        help="kernels: every operation beside its rivals; pipeline: from a scene to its wireframe, the model, prepare; "
-        "step: whole steps of training on a GPU, or with --model say what they ask of one; static: compile every "
-        "kernel without a GPU and report; report: tables, plots and a page of what was measured",
-    )  # fmt: skip
-    command.add_argument(
-        "--out", type=path,
-        help="file for the report or the rows; rows that are there stay in it (kernels, pipeline, "
-        "step: bench/results/DEVICE.jsonl of a checkout; report: its HTML page, bench/results/report.html)",
-    )  # fmt: skip
-    timed = command.add_argument_group("kernels, pipeline, step")
-    timed.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda (kernels, pipeline: cpu without a GPU)")
-    timed.add_argument("--small", action="store_true", help="small shapes, to see that it runs; kept with --out alone")
-    timed.add_argument("--seconds", type=float, help="after this time compile no further rival")
-    timed.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
-    suite = command.add_argument_group("kernels, pipeline")
-    suite.add_argument("-k", metavar="EXPR", help="only these, as pytest -k takes it: 'sinkhorn and not graph'")
-    suite.add_argument("--repeats", type=positive, help="rounds; more of short calls, fewer of long ones (default 9)")
-    suite.add_argument("--threads", type=threads, help="of the CPU (default: torch's own choice)")
-    suite.add_argument("--grow", action="store_true", help="also growth with points, scenes, segments, threads")
-    suite.add_argument("--json", type=path, metavar="FILE", help="pytest-benchmark's own report")
-    static = command.add_argument_group("static")
-    static.add_argument(
-        "--arch", type=int, nargs="+", choices=architectures, default=architectures, help="of GPUs (default: all)"
-    )
-    static.add_argument(
-        "--check", type=path, metavar="REPORT",
-        help="compile what may have changed, and compare (report: whether the tables in this Markdown are as rows say)",
-    )  # fmt: skip
-    static.add_argument(
-        "--table", action="store_true", help="compile nothing: the committed report's main kernels, as Markdown"
-    )
-    add_workers(static)
-    step = command.add_argument_group("step")
-    step.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
-    step.add_argument("--rounds", type=positive, default=9, help="turns of each provider (default 9)")
-    step.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
-    model = command.add_argument_group("step --model")
-    model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
-    model.add_argument("--of", choices=("ours", "plain"), default="ours", help="ours, or the model in plain PyTorch")
-    model.add_argument("--list", action="store_true", help="every operation")
-    report = command.add_argument_group("report")
-    report.add_argument("--readme", type=path, metavar="FILE", help="Markdown whose tables <!-- bench:NAME --> to make")
-    report.add_argument("--rows", type=path, nargs="+", help="files or folders of rows (those of the checkout)")
-    report.add_argument("--plots", type=path, metavar="FOLDER", help="for PNG files (docs/bench of the checkout)")
-    command.set_defaults(defaults={name: command.get_default(name) for name in _PARTS})
-
-
-def _refuse_foreign(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for an option that the part would not look at."""
-    for name, parts in _PARTS.items():
-        if arguments.part not in parts and getattr(arguments, name) != arguments.defaults[name]:
-            flag = f"{'-' if len(name) == 1 else '--'}{name}"
-            raise ConfigError(f"{flag} goes with {', '.join(parts)}, not with {arguments.part}")
+    parts = command.add_subparsers(dest="part", required=True)
+    for name, (add_arguments, run, summary) in _PARTS.items():
+        # What stands before the part counts too.
+        shared = shared_arguments(default=argparse.SUPPRESS)
+        part = parts.add_parser(name, help=summary, description=summary, parents=[shared])
+        add_arguments(part)
+        part.set_defaults(run_part=run)
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    _refuse_foreign(arguments)
     out = arguments.out
     # Minutes before it would be written.
     if out and not check_target(out).parent.is_dir():
         raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
-    if arguments.part in ("kernels", "pipeline"):
-        from wireframe.bench import runner
+    return arguments.run_part(arguments)
 
-        return runner.run(arguments)
-    if arguments.part == "report":
-        from wireframe.bench import report
 
-        return report.run(arguments)
-    arguments.device = arguments.device or "cuda"
-    if arguments.part == "step":
-        if arguments.model:
-            if arguments.small or arguments.device != "cuda":
-                raise ConfigError("--small and --device do not go with --model, which runs nothing")
-            from wireframe.bench import step_model
+def _timed_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--out", type=path,
+        help="file for the rows; rows that are there stay in it (default: bench/results/DEVICE.jsonl of a checkout)",
+    )  # fmt: skip
+    part.add_argument("--small", action="store_true", help="small shapes, to see that it runs; kept with --out alone")
+    part.add_argument("--seconds", type=float, help="after this time compile no further rival")
+    part.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
 
-            return step_model.run(arguments.of, arguments.stage, arguments.list, out)
-        from wireframe.bench import step
 
-        return step.run(arguments)
+def _suite_arguments(part: argparse.ArgumentParser) -> None:
+    _timed_arguments(part)
+    part.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda, or cpu without a GPU")
+    part.add_argument("-k", metavar="EXPR", help="only these, as pytest -k takes it: 'sinkhorn and not graph'")
+    part.add_argument("--repeats", type=positive, help="rounds; more of short calls, fewer of long ones (default 9)")
+    part.add_argument("--threads", type=threads, help="of the CPU (default: torch's own choice)")
+    part.add_argument("--grow", action="store_true", help="also growth with points, scenes, segments, threads")
+    part.add_argument("--json", type=path, metavar="FILE", help="pytest-benchmark's own report")
+
+
+def _suite(arguments: argparse.Namespace) -> int:
+    from wireframe.bench import runner
+
+    return runner.run(arguments)
+
+
+def _step_arguments(part: argparse.ArgumentParser) -> None:
+    _timed_arguments(part)
+    part.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    part.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
+    part.add_argument("--rounds", type=positive, default=9, help="turns of each provider (default 9)")
+    part.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
+    model = part.add_argument_group("the model of a step, which runs nothing; of the options above --stage and --out")
+    model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
+    model.add_argument("--of", choices=("ours", "plain"), default="ours", help="ours, or the model in plain PyTorch")
+    model.add_argument("--list", action="store_true", help="every operation")
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    if arguments.model:
+        refuse(
+            (getattr(arguments, name) != value, f"--{name}", "--model runs nothing")
+            for name, value in (("small", False), ("seconds", None), ("device", "cuda"))
+        )
+        from wireframe.bench import step_model
+
+        return step_model.run(arguments.of, arguments.stage, arguments.list, arguments.out)
+    refuse([(arguments.of != "ours", "--of", "without --model"), (arguments.list, "--list", "without --model")])
+    from wireframe.bench import step
+
+    return step.run(arguments)
+
+
+def _static_arguments(part: argparse.ArgumentParser) -> None:
+    # What wireframe.kernels.launch plans for, and no import for --help.
+    architectures = (80, 86, 89, 90)
+    part.add_argument("--arch", type=int, nargs="+", choices=architectures, help="of GPUs (default: all)")
+    report = part.add_mutually_exclusive_group()
+    report.add_argument("--out", type=path, help="file for the report; rows of other architectures stay in it")
+    report.add_argument("--check", type=path, metavar="REPORT", help="compile what may have changed, and compare")
+    report.add_argument(
+        "--table", action="store_true", help="compile nothing: the committed report's main kernels, as Markdown"
+    )
+    add_workers(part)
+
+
+def _static(arguments: argparse.Namespace) -> int:
+    whole = arguments.check or arguments.table
+    refuse([(arguments.arch and whole, "--arch", "--check and --table are of the whole report")])
     if arguments.table:
         from wireframe.bench import static_table
 
-        if arguments.check or out:
-            raise ConfigError("--table prints the committed report and takes neither --check nor --out")
         return static_table.run()
     from wireframe.bench import static
 
-    if arguments.check and out:
-        raise ConfigError("--check compares with a report and --out writes one: choose")
     how = {"workers": arguments.workers, "progress": not arguments.quiet}
     if arguments.check:
         return static.check(arguments.check, **how)
-    return static.run(arguments.arch, out, **how)
+    return static.run(arguments.arch or static.ARCHITECTURES, arguments.out, **how)
+
+
+def _report_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--rows", type=path, nargs="+", help="files or folders of rows (those of the checkout)")
+    part.add_argument("--out", type=path, help="HTML page (with the checkout's rows bench/results/report.html)")
+    part.add_argument("--plots", type=path, metavar="FOLDER", help="for PNG files (with those rows docs/bench)")
+    part.add_argument("--readme", type=path, metavar="FILE", help="Markdown whose tables <!-- bench:NAME --> to make")
+    part.add_argument(
+        "--check", type=path, metavar="FILE", help="write nothing: whether the tables of this Markdown are as rows say"
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from wireframe.bench import report
+
+    return report.run(arguments)
+
+
+_PARTS = {
+    "kernels": (_suite_arguments, _suite, "time every operation beside its rivals"),
+    "pipeline": (_suite_arguments, _suite, "time the way from a scene to its wireframe, the model, prepare"),
+    "step": (_step_arguments, _step, "time whole steps of training on a GPU, or with --model say what they ask of one"),
+    "static": (_static_arguments, _static, "compile every kernel without a GPU, report and hold it to its limits"),
+    "report": (_report_arguments, _report, "make tables, plots and a page of what was measured"),
+}

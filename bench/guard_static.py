@@ -8,43 +8,21 @@ is noticed without compiling anything; its binaries are then compiled, to say wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from wireframe.bench import static
 from wireframe.bench.compile_ahead import require_compiler
-from wireframe.bench.guard_values import Figures, NotComparable, differences
+from wireframe.bench.guard_values import NotComparable
 from wireframe.errors import WireframeError
-from wireframe.kernels.launch import ARCHITECTURES
-
-# What a binary is called by, and what is no figure of it.
-_ASIDE = ("arch", "kernel", "dtype", "dim", "cases", "hash", "seconds")
-
-
-class _Now(NamedTuple):
-    """The reported rows, the rows as they are now, what limits these break, and in how many each source has changed."""
-
-    before: list[dict]
-    after: list[dict]
-    broken: list[str]
-    newer: Counter[str]
-
-    def lines(self) -> list[str]:
-        after = (row for row in self.after if "error" not in row)
-        found = [*self.broken, *differences(_figures(self.before), _figures(after), 0.0)]
-        measured = "" if found else ", which measure the same"
-        newer = sorted(self.newer.items())
-        return [f"{file}: newer than the report of {number} binaries{measured}" for file, number in newer] + found
 
 
 def check(path: Path = static.REPORT, module: str = static.CASES) -> list[str]:
-    """One line for each source that is newer than the report, each limit broken, and each figure not as reported.
+    """One line for each source that is newer than the report, each limit broken, and each row not as reported.
 
     Raises:
         NotComparable: the report is of another version of Triton. WireframeError: nothing can be compiled here.
     """
-    return _now(path, module).lines()
+    return _lines(_now(path, module))
 
 
 def update(path: Path = static.REPORT, module: str = static.CASES) -> list[str]:
@@ -56,38 +34,22 @@ def update(path: Path = static.REPORT, module: str = static.CASES) -> list[str]:
     now = _now(path, module)
     if now.broken:
         raise WireframeError(f"{path} stays as it is: {now.broken[0]}")
-    static.write_report(path, require_compiler(), now.after)
-    return now.lines()
+    static.write_report(path, require_compiler(), now.rows)
+    return _lines(now)
 
 
-def _now(path: Path, module: str) -> _Now:
+def _now(path: Path, module: str) -> static.Comparison:
     version, report = require_compiler(), static.read_report(path)
     if report["triton"] != version:
         raise NotComparable(
             f"the report is of triton {report['triton']}, here {version}; for this one: "
             f"wireframe bench static --out {path}"
         )
-    known = {(row["arch"], row["hash"]): row for row in report["rows"]}
-    planned = [c for arch in ARCHITECTURES for c in static.configurations(module, arch)]
-    changed = [c for c in planned if (c.arch, c.hash) not in known]
-    unchanged = [
-        # What the report has of the plan may have changed with a list of cases.
-        known[c.arch, c.hash] | {"cases": c.cases, "minimum_warps": c.minimum_warps}
-        for c in planned
-        if (c.arch, c.hash) in known
-    ]
-    compiled = static.measure_all(changed, module, workers=1)
-    newer = Counter(file for c in changed for file in static.source_files(c.launch))
-    return _Now(report["rows"], [*unchanged, *compiled], static.problems(compiled, version), newer)
+    return static.compare(report, module)
 
 
-def _figures(rows: Iterable[dict]) -> Figures:
-    return {static.name(row): dict(_flat("", row)) for row in rows}
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Numbers and names of a row; those of its dicts and lists by a name of two words."""
-    if not isinstance(value, (dict, list)):
-        return [(name, value)]
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return [found for key, one in items if key not in _ASIDE for found in _flat(f"{name} {key}".strip(), one)]
+def _lines(now: static.Comparison) -> list[str]:
+    found = [*now.broken, *now.changed]
+    measured = "" if found else ", which measure the same"
+    newer = sorted(Counter(file for c in now.newer for file in static.source_files(c.launch)).items())
+    return [f"{file}: newer than the report of {number} binaries{measured}" for file, number in newer] + found

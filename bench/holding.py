@@ -1,8 +1,8 @@
 """Holds races under pytest-benchmark.
 
-Every rival first computes the whole of its inputs, and one whose result is off the reference (the first exact rival
-that runs) is not timed. Then all rounds of all rivals are one call of ``benchmark.pedantic``: rivals take turns, so
-that a drift of the machine hits all of them, and times of one turn are pairs, of which ratios are made.
+Every rival first computes the whole of its inputs, and one whose result is off the reference (the work's own, else the
+first exact rival that runs) is not timed. Then all rounds of all rivals are one call of ``benchmark.pedantic``: rivals
+take turns, so that a drift of the machine hits all of them, and times of one turn are pairs, of which ratios are made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wireframe.bench import clocks
-from wireframe.bench.agreement import relative_error
+from wireframe.bench.agreement import off_the_reference, relative_error
 from wireframe.bench.names import LEFT_OUT, OURS
 from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
@@ -214,7 +214,8 @@ def schedule(
 
 def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
     """An entry a rival after its first calls; those that failed, or computed something else, say why."""
-    entries, reference = [Entry(r) for r in work.rivals if race.mode.removesuffix(GRAPH) in r.modes], None
+    entries = [Entry(r) for r in work.rivals if race.mode.removesuffix(GRAPH) in r.modes]
+    reference = None if work.reference is None else [work.reference(*inputs) for inputs in work.inputs]
     for entry in entries:
         rival = entry.rival
         if rival.slow and how.late():
@@ -231,7 +232,7 @@ def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
                 entry.error = relative_error(found, reference)
                 budget = race.budget if rival.budget is None else rival.budget
                 if not entry.error <= budget:
-                    entry.failed = f"off the reference by {entry.error:.2g}, budget {budget:g}"
+                    entry.failed = off_the_reference(entry.error, budget)
         except Exception as failure:
             entry.failed = reason(failure)
         if entry.failed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -232,6 +233,13 @@ def plain_optimizer(model: nn.Module, config: OptimizerConfig, fused: bool = Fal
     return torch.optim.AdamW(groups, lr=3e-4, betas=(config.beta1, config.beta2), **how)
 
 
+class Told(NamedTuple):
+    """Of one step the losses float32 [B] of its scenes, detached, and the gradient's norm before clipping."""
+
+    losses: Tensor
+    grad_norm: Tensor | float
+
+
 def plain_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -245,8 +253,8 @@ def plain_step(
     conf_target: str = "mass",
     autocast: torch.dtype | None = None,
     loss: Callable[..., Tensor] = plain_loss,
-) -> Tensor:
-    """Forward, loss, backward, clip and update; the loss [B], detached.
+) -> Told:
+    """Forward, loss, backward, clip and update.
 
     Args:
         model: a PlainPerceiver, or torch.compile of one.
@@ -259,6 +267,6 @@ def plain_step(
         prediction = model(batch)
     losses = loss(prediction, target, target_mask, config, endpoint_weight, conf_target)
     losses.mean().backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()
-    return losses.detach()
+    return Told(losses.detach(), norm)

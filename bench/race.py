@@ -73,13 +73,15 @@ class Work:
     """What a race runs on: sets of inputs, which calls take in turn, and rivals; with gradients, autograd is timed.
 
     gradients: one of each set's output, None where rivals are called as they are. built: what rivals built, kept for
-    races on the same work in other modes.
+    races on the same work in other modes. reference: computes once, untimed and without gradients, what all exact
+    rivals are held against; None where the first of them is quick enough to be that.
     """
 
     inputs: Sequence[tuple]
     rivals: Sequence[Rival]
     gradients: Sequence[Tensor] | None = None
     built: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reference: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         # Slow rivals take every second, fourth, ... turn: of an even number of sets they would see but some.

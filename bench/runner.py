@@ -114,7 +114,8 @@ def run(options: argparse.Namespace) -> int:
     threads = how.threads if options.threads or device == "cpu" else None
     command = timing.command(
         options.part, device=options.device, threads=threads, grow=options.grow, small=options.small,
-        repeats=options.repeats, backend=None if options.backend == "inductor" else options.backend,
+        repeats=options.repeats, backend=None if options.backend == "inductor" else options.backend, k=options.k,
+        seconds=seconds,
     )  # fmt: skip
     out = options.out or timing.default_out(timing.device_name(device), how.small)
     suite = Suite(how, out, lambda line: print(line, flush=True), command)

@@ -282,27 +282,51 @@ def check(path: Path, workers: int = 2, progress: bool = True, module: str = CAS
     Raises:
         WireframeError: nothing can be compiled here, or the file is no report.
     """
-    version = require_compiler()
-    report = read_report(path)
-    committed = {(row["arch"], row["hash"]): row for row in report["rows"]}
-    same = report["triton"] == version
-    planned = [c for arch in (ARCHITECTURES if same else (ALWAYS,)) for c in configurations(module, arch)]
-    wanted = [c for c in planned if c.arch == ALWAYS or (c.arch, c.hash) not in committed]
-    rows = measure_all(wanted, module, workers, _progress(len(wanted)) if progress else None)
-    if not same:
+    version, report = require_compiler(), read_report(path)
+    if report["triton"] != version:
+        wanted = configurations(module, ALWAYS)
+        rows = measure_all(wanted, module, workers, _progress(len(wanted)) if progress else None)
         print(f"{path} is of triton {report['triton']}: the limits are checked, the rows not compared")
         return _conclude(rows, version, problems(rows, version))
-    compiled = {(c.arch, c.hash) for c in wanted}
+    now = compare(report, module, (ALWAYS,), workers, progress)
+    found = [*now.broken, *_stale(now, path)]
+    if now.newer and not found:
+        print(f"{len(now.newer)} rows have other sources than in {path} and measure the same")
+    return _conclude(now.compiled, version, found)
+
+
+class Comparison(NamedTuple):
+    """What the code gives, beside a report.
+
+    rows: all of them; compiled: those that were measured now, the others are the report's. newer: what the report has
+    under another hash or not at all. broken: a line for every limit that a row breaks; changed: see ``differences``.
+    """
+
+    rows: list[dict]
+    compiled: list[dict]
+    newer: list[Configuration]
+    broken: list[str]
+    changed: list[str]
+
+
+def compare(
+    report: dict, module: str = CASES, always: Sequence[int] = (), workers: int = 1, progress: bool = False
+) -> Comparison:
+    """Compiles what has another hash than in a report of this version of Triton, and architectures ``always``."""
+    committed = {(row["arch"], row["hash"]): row for row in report["rows"]}
+    planned = [c for arch in ARCHITECTURES for c in configurations(module, arch)]
+    newer = [c for c in planned if (c.arch, c.hash) not in committed]
+    wanted = [c for c in planned if c.arch in always or (c.arch, c.hash) not in committed]
+    compiled = measure_all(wanted, module, workers, _progress(len(wanted)) if progress else None)
+    again = {(c.arch, c.hash) for c in wanted}
     unchanged = [
-        committed[c.arch, c.hash] | {"minimum_warps": c.minimum_warps}
+        # What a report has of the plan may have changed without a hash.
+        committed[c.arch, c.hash] | {"cases": c.cases, "minimum_warps": c.minimum_warps}
         for c in planned
-        if (c.arch, c.hash) not in compiled
+        if (c.arch, c.hash) not in again
     ]
-    found = problems([*rows, *unchanged], version) + stale([*rows, *unchanged], report["rows"], planned, path)
-    renamed = sum((c.arch, c.hash) not in committed for c in planned)
-    if renamed and not found:
-        print(f"{renamed} rows have other sources than in {path} and measure the same")
-    return _conclude(rows, version, found)
+    rows = [*compiled, *unchanged]
+    return Comparison(rows, compiled, newer, problems(rows, report["triton"]), differences(rows, report["rows"]))
 
 
 def _conclude(rows: Sequence[dict], version: str, found: Sequence[str]) -> int:
@@ -318,19 +342,13 @@ def _conclude(rows: Sequence[dict], version: str, found: Sequence[str]) -> int:
     return 1 if found else 0
 
 
-def stale(rows: Sequence[dict], committed: Sequence[dict], planned: Sequence[Configuration], path: Path) -> list[str]:
-    """One line for every way in which a report is not what the code gives; before them, what it is older than.
-
-    Args:
-        rows: every planned row, measured now or, where its hash has not changed, out of the report.
-    """
-    lines = differences(rows, committed)
-    if not lines:
+def _stale(now: Comparison, path: Path) -> list[str]:
+    """One line for every way in which a report is not what the code gives; before them, what it is older than."""
+    if not now.changed:
         return []
-    known = {(row["arch"], row["hash"]) for row in committed}
-    changed = {file for c in planned if (c.arch, c.hash) not in known for file in source_files(c.launch)}
-    older = f"the report is older than {', '.join(sorted(changed))}" if changed else "the report measures otherwise"
-    return [f"{older}: run: wireframe bench static --out {path}", *lines]
+    files = {file for c in now.newer for file in source_files(c.launch)}
+    older = f"the report is older than {', '.join(sorted(files))}" if files else "the report measures otherwise"
+    return [f"{older}: run: wireframe bench static --out {path}", *now.changed]
 
 
 def differences(rows: Iterable[dict], committed: Iterable[dict]) -> list[str]:

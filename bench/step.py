@@ -1,9 +1,11 @@
 """Times whole steps of training, ours beside rivals, on a CUDA device: ``wireframe bench step``.
 
-Ours is built first and stays; every rival is built, timed in turns with ours, and dropped before the next one. So a
-ratio is of times of one stretch, memory is a rival's own, and a row is whole as soon as it is there. A turn is several
-steps, timed from before the first until the device has done the last, so that a host that is late counts. Launches and
-the share of time without a kernel come from torch.profiler, over steps of their own.
+Before it is timed, a provider takes one step of what all must agree on, ``Bench.comparable``; one whose losses or norm
+of the gradient are off those of ours is not timed. Ours is built first and stays; every rival is built, timed in turns
+with ours, and dropped before the next one. So a ratio is of times of one stretch, memory is a rival's own, and a row is
+whole as soon as it is there. A turn is several steps, timed from before the first until the device has done the last,
+so that a host that is late counts. Launches and the share of time without a kernel come from torch.profiler, over steps
+of their own.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from wireframe.bench.agreement import off_the_reference, relative_error
 from wireframe.bench.gpus import specified
 from wireframe.bench.names import FIXED, LEFT_OUT, OURS
+from wireframe.bench.plain_model import Told
 from wireframe.bench.step_rivals import (
     COMPILED,
     FREE,
@@ -52,46 +56,77 @@ _MFU_GOAL, _DETERMINISM_GOAL = 0.45, 1.02
 
 _PROFILED = 3
 
+# Of losses and the gradient's norm relative to ours, by the precision of the products. bfloat16: four of its units;
+# plain PyTorch under autocast is off by up to 0.009 on a CPU, with ReLU in place of GELU by 0.1. float32: as in the
+# races of kernels; sums in another order are off by up to 2e-5, five iterations of Sinkhorn for twenty by 3e-4.
+_BUDGETS = {"bfloat16": 4 * torch.finfo(torch.bfloat16).eps, "float32": 1e-4}
+
 
 def measure_steps(
     bench: Bench, machine: dict, rounds: int, steps: int, late: Callable[[], bool] = lambda: False
 ) -> Iterator[dict]:
-    """A row a provider, as soon as it is timed; where one cannot be built or run, the reason under ``failed``.
+    """A row a provider, as soon as it is timed; where one cannot be run or is off the reference, why under ``failed``.
 
     Of a row: milliseconds a step, ``ours_ms``, the median of ours in the same turns, model FLOP utilisation against the
-    data sheet's peak, launches, idle share, peak memory.
+    data sheet's peak, launches, idle share, peak memory, and ``error``, how far its first step is off the reference:
+    that of ours, or of the first provider that runs.
 
     Args:
         rounds: how often each provider takes ``steps`` steps, in turn with ours.
         late: whether the time is over, so that no further slow provider is built.
     """
     ours: list[tuple[Provider, Run]] = []
+    reference, budget = None, _BUDGETS[bench.config.precision]
     for provider in PROVIDERS:
-        names = _names(provider, bench)
-        if provider.slow and late():
-            yield {**names, **percentiles(()), "failed": LEFT_OUT, **machine}
-            continue
+        row = {**_names(provider, bench), **percentiles(()), **machine}
         try:
-            row, run = _measured(provider, ours, bench, machine, rounds, steps)
+            _require_time(provider, late)
+            told, row["first_s"] = _first_step(provider, bench)
+            if reference is None:
+                reference = told
+            else:
+                row["error"] = relative_error(told, reference)
+                if not row["error"] <= budget:
+                    raise ValueError(off_the_reference(row["error"], budget))
+            # What it steps on is another model, and is compiled as such.
+            _require_time(provider, late)
+            found, run = _measured(provider, ours, bench, machine, rounds, steps)
+            row |= found
             if provider.name == OURS:
                 ours.append((provider, run))
             del run
         except Exception as failure:
-            row = {**names, **percentiles(()), "failed": one_line(failure), **machine}
+            row["failed"] = one_line(failure)
         yield row
         _forget(provider, bench.device)
+
+
+def _require_time(provider: Provider, late: Callable[[], bool]) -> None:
+    if provider.slow and late():
+        raise TimeoutError(LEFT_OUT)
+
+
+def _first_step(provider: Provider, bench: Bench) -> tuple[Told, float]:
+    """What the first step of the comparable form told, on the host, and the seconds until it did."""
+    start = time.monotonic()
+    with provider.settings(bench.device):
+        told = provider.build(bench.comparable())(1)
+        found = Told(told.losses.float().cpu(), float(told.grad_norm))
+    taken = round(time.monotonic() - start, 1)
+    del told
+    _forget(provider, bench.device)
+    return found, taken
 
 
 def _measured(
     provider: Provider, ours: list[tuple[Provider, Run]], bench: Bench, machine: dict, rounds: int, steps: int
 ) -> tuple[dict, Run]:
-    """The row of a provider, and what runs it."""
+    """What a row says of times, and what runs the provider."""
     with provider.settings(bench.device):
-        start = time.monotonic()
         run, peak = _built(provider, bench)
-        details = {"first_s": round(time.monotonic() - start, 1), "peak_mib": peak, **_profile(run, bench.device)}
+        details = {"peak_mib": peak, **_profile(run, bench.device)}
     times, *beside = _in_turns([(provider, run), *ours], rounds, steps, bench.device)
-    found = {**_names(provider, bench), **percentiles(times), **details, **machine}
+    found = {**percentiles(times), **details}
     return {
         **found, **_utilisation(found["p50_ms"], bench, machine["device"]), "steps": steps,
         "ours_ms": round(float(np.median(beside[0])), 5) if beside else None,
@@ -255,7 +290,7 @@ def run(options: argparse.Namespace) -> int:
         machine["command"] = command(
             "step", stage=stage, rounds=options.rounds, steps=options.steps, small=options.small,
             device=None if options.device == "cuda" else options.device,
-            backend=None if options.backend == "inductor" else options.backend,
+            backend=None if options.backend == "inductor" else options.backend, seconds=options.seconds,
         )  # fmt: skip
         print(f"stage {stage}, {_shape(bench)}", table_head(machine["device"]), sep="\n", flush=True)
         rows = []

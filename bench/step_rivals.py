@@ -1,7 +1,8 @@
 """Ways to take steps of training on made rows, ours and rivals, for ``bench/step.py`` to time.
 
-All of them take the same rows, the published model, bfloat16 products and AdamW, and a step of each includes the same,
-from the choice of scenes to the update.
+All of them take the same rows in the same order, the published model, bfloat16 products and AdamW, and a step of each
+includes the same, from the choice of scenes to the update. What the last step of a run told comes with it, so that
+``bench/step.py`` can hold the first ones against each other.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from wireframe.bench import names
 from wireframe.bench.names import FIXED, OURS
-from wireframe.bench.plain_model import PlainPerceiver, plain_loss, plain_optimizer, plain_step
+from wireframe.bench.plain_model import PlainPerceiver, Told, plain_loss, plain_optimizer, plain_step
 from wireframe.kernels.determinism import deterministic
 from wireframe.perceiver import Perceiver
 from wireframe.train.config import BASE_CONFIG, SMOKE_CONFIG, TrainConfig, load_config
 from wireframe.train.data import Batch, TrainingSet
+from wireframe.train.loss import Losses
 from wireframe.train.made_rows import made_rows
 from wireframe.train.optimizer import FlatAdamW
 from wireframe.train.ranks import Ranks
@@ -40,22 +42,49 @@ _SCENES = 96
 # rivals whose steps take a tenth of a second.
 _SPAN = 5
 
-Run = Callable[[int], object]
+# Of what is compared: segments stay near the scene, and the matching has something to decide.
+_HEAD_SCALE = 0.03
+
+
+# Takes so many steps; what the last of them told.
+Run = Callable[[int], Told]
 
 
 class Bench(NamedTuple):
-    """What all providers share: a stage of a run whose rows lie on the device."""
+    """What all providers share: a stage of a run whose rows lie on the device.
+
+    drawn: whether weights are such that every one of them shows in a loss.
+    """
 
     config: TrainConfig
     index: int
     rows: TrainingSet
     device: torch.device
     backend: str
+    drawn: bool = False
+
+    def comparable(self) -> Bench:
+        """The same for a step that all must agree on.
+
+        Without dropout, whose masks are each one's own, and turns, which rows of files do not have; all weights show.
+        """
+        config = dataclasses.replace(
+            self.config,
+            model=dataclasses.replace(self.config.model, dropout=0.0),
+            augment=dataclasses.replace(self.config.augment, rotate=False, flip=False),
+        )
+        return self._replace(config=config, drawn=True)
+
+    def weights(self) -> Perceiver:
+        """The model as training begins with it, on the CPU."""
+        model = Perceiver(self.config.model, seed=self.config.seed).train()
+        if self.drawn:
+            _draw(model)
+        return model
 
     def stage(self) -> Stage:
         """The stage with weights of its own."""
-        config = self.config
-        model = Perceiver(config.model, seed=config.seed).train().to(self.device)
+        config, model = self.config, self.weights().to(self.device)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         return self._stage(FlatAdamW(model, config.optimizer, dtype, config.micro_batches))
 
@@ -66,8 +95,24 @@ class Bench(NamedTuple):
         requests = ((step, rows) for step in itertools.count(stage.begin) for rows in stage.micro_batches(step))
         return self.rows.batches(requests, config.seed, config.augment, stage.settings.points)
 
+    def scenes(self) -> Iterator[int]:
+        """Places of the rows of all batches, one after another."""
+        stage = self._stage(None)
+        for step in itertools.count(stage.begin):
+            yield from stage.scenes(step).tolist()
+
     def _stage(self, optimizer: FlatAdamW | None) -> Stage:
         return Stage(self.config, self.index, self.rows, optimizer, Ranks(self.device))
+
+
+def _draw(model: Perceiver) -> None:
+    """Draws all matrices. In a new model every branch ends in zeros, and the heads hardly show what is before them."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                scale = _HEAD_SCALE if "_head." in name else 1.0
+                weight.normal_(0.0, scale * weight.shape[1] ** -0.5, generator=generator)
 
 
 def make_bench(stage: int, device: str, small: bool = False, backend: str = "inductor") -> Bench:
@@ -104,7 +149,7 @@ def _one_by_one(bench: Bench) -> Run:
 def _in_spans(steps: Steps, begin: int, span: int) -> Run:
     """Takes steps as training does: what a span has to tell is read while the next one runs."""
 
-    def run(count: int) -> None:
+    def run(count: int) -> Told:
         nonlocal begin
         end, waiting = begin + count, None
         while begin < end:
@@ -113,8 +158,8 @@ def _in_spans(steps: Steps, begin: int, span: int) -> Run:
             if waiting:
                 waiting.results()
             waiting = told
-        if waiting:
-            waiting.results()
+        last = waiting.results()[-1]
+        return Told(last.losses[:, Losses._fields.index("total")], last.grad_norm)
 
     return run
 
@@ -125,7 +170,7 @@ class _Plain:
     def __init__(self, bench: Bench, compiled: bool, fused: bool = False) -> None:
         config, stage = bench.config, bench.config.stages[bench.index]
         plain = PlainPerceiver(config.model).train()
-        plain.load_state_dict(Perceiver(config.model, seed=config.seed).state_dict())
+        plain.load_state_dict(bench.weights().state_dict())
         self.model = plain.to(bench.device)
         self._optimizer = plain_optimizer(self.model, config.optimizer, fused)
         self._call, self._loss = self.model, plain_loss
@@ -140,7 +185,7 @@ class _Plain:
         }  # fmt: skip
         self._config = config.loss
 
-    def step(self, batch: Batch) -> Tensor:
+    def step(self, batch: Batch) -> Told:
         return plain_step(
             self._call, self._optimizer, batch.inputs, batch.target, batch.target_mask, self._config, **self._how
         )
@@ -149,9 +194,10 @@ class _Plain:
 def _plain(bench: Bench, compiled: bool) -> Run:
     plain, batches = _Plain(bench, compiled), bench.batches()
 
-    def run(count: int) -> None:
+    def run(count: int) -> Told:
         for batch in itertools.islice(batches, count):
-            plain.step(batch)
+            told = plain.step(batch)
+        return told
 
     return run
 
@@ -162,6 +208,7 @@ def _compiled_graph(bench: Bench) -> Run:
         raise RuntimeError("there are no graphs on a CPU")
     plain, batches = _Plain(bench, compiled=True, fused=True), bench.batches()
     static = next(batches)
+    weights = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -169,36 +216,40 @@ def _compiled_graph(bench: Bench) -> Run:
             plain.step(static)
     torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
-        plain.step(static)
+        told = plain.step(static)
+    # Those were steps too, and all begin with the same weights and batch.
+    plain.model.load_state_dict(weights)
+    batches = itertools.chain([static], batches)
 
-    def run(count: int) -> None:
+    def run(count: int) -> Told:
         for batch in itertools.islice(batches, count):
             for name, tensor in batch.inputs.items():
                 static.inputs[name].copy_(tensor)
             for old, new in zip(static[1:], batch[1:]):
                 old.copy_(new)
             graph.replay()
+        return told
 
     return run
 
 
 class _Files(torch.utils.data.Dataset):
-    """Rows as a data set of files gives them: decoded when they are asked for, by the workers of a loader."""
+    """Rows as a data set of files gives them: decoded when they are asked for, by the workers of a loader.
+
+    Their places are those of a TrainingSet: by the order of ids.
+    """
 
     def __init__(self, points: int) -> None:
         from wireframe.samples import write_sample
 
-        self._rows = [write_sample(scene) for scene in made_rows(points, _SCENES)]
-
-    def __len__(self) -> int:
-        # Workers start anew with every epoch: let there be one.
-        return 1 << 20
+        scenes = sorted(made_rows(points, _SCENES), key=lambda scene: scene.order_id)
+        self._rows = [write_sample(scene) for scene in scenes]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         from wireframe.samples import read_sample
         from wireframe.tokens import MODEL_INPUTS
 
-        scene = read_sample(self._rows[index % _SCENES])
+        scene = read_sample(self._rows[index])
         found = {name: torch.from_numpy(getattr(scene, name).copy()) for name in MODEL_INPUTS}
         target = torch.zeros(64, 2, 3)
         target[: len(scene.gt_segments)] = torch.from_numpy(scene.gt_segments)
@@ -210,17 +261,21 @@ def _published(bench: Bench) -> Run:
     stage = bench.config.stages[bench.index]
     plain = _Plain(bench, compiled=True)
     pinned = bench.device.type == "cuda"
+    # Shuffled as ours are, without an end: workers start anew with every epoch.
     loader = torch.utils.data.DataLoader(
-        _Files(stage.points), stage.batch_size, shuffle=True, num_workers=8 if pinned else 1, pin_memory=pinned
-    )
+        _Files(stage.points), stage.batch_size, sampler=bench.scenes(), num_workers=8 if pinned else 1,
+        pin_memory=pinned,
+    )  # fmt: skip
     batches = iter(loader)
 
-    def run(count: int) -> None:
+    def run(count: int) -> Told:
         for host in itertools.islice(batches, count):
             found = {name: tensor.to(bench.device, non_blocking=True) for name, tensor in host.items()}
             target, mask = found.pop("target"), found.pop("target_mask")
             # A loop as it is published reads its loss.
-            plain.step(Batch(found, target, mask, mask)).mean().item()
+            told = plain.step(Batch(found, target, mask, mask))
+            told.losses.mean().item()
+        return told
 
     return run
 

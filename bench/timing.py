@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -130,8 +131,12 @@ def commit() -> str:
 
 def command(part: str, **options: object) -> str:
     """The command that measures the like of a row: ``--name value`` of what is given, ``--name`` of what is True."""
-    said = (f"--{name}" + ("" if value is True else f" {value}") for name, value in options.items() if value)
-    return " ".join(("wireframe bench", part, *said))
+    words = ["wireframe", "bench", part]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            flag = f"-{name}" if len(name) == 1 else f"--{name}"
+            words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
 
 
 def slug(device: str) -> str:

@@ -33,6 +33,12 @@ def test_a_table_puts_rivals_beside_ours_and_says_wins_and_losses_alike(tmp_path
     )
 
 
+def test_the_command_is_shown_with_all_that_decides_what_is_measured(tmp_path):
+    chosen = "wireframe bench kernels --threads 2 -k 'qk_norm and not graph' --seconds 60"
+    rows = [{**row, "command": chosen} for row in attention()]
+    assert f" Measured by `{chosen}`.\n" in table_of("attention", rows, tmp_path)
+
+
 def test_rivals_without_a_column_have_one_together(tmp_path):
     rows = [{**row, "op": "sinkhorn", "shape": "64 x 64 x 64, 20 iterations"} for row in attention()]
     assert (

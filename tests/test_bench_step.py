@@ -1,5 +1,6 @@
 """Whole steps beside rivals: what is timed with what, what is kept when something fails, and what the table says."""
 
+import dataclasses
 import gc
 import json
 import weakref
@@ -10,11 +11,14 @@ import torch
 
 from wireframe.bench import step, step_rivals, timing
 from wireframe.bench.gpus import SPECIFIED, specified
+from wireframe.bench.plain_model import Told
+from wireframe.bench.report_rows import read_rows
 from wireframe.bench.step_rivals import COMPILED, FIXED, FREE, GRAPHED, OURS, PLAIN, PROVIDERS, PUBLISHED, Provider
 from wireframe.cli import main
 from wireframe.train.config import BASE_CONFIG, load_config
 
 MACHINE = {"device": "a device"}
+TOLD = Told(torch.ones(8), 2.0)
 TINY = ["bench", "step", "--device", "cpu", "--small", "--stage", "1", "--rounds", "1", "--steps", "1"]
 
 
@@ -42,9 +46,10 @@ def watched(monkeypatch, *providers):
             return run
 
         def run(count):
-            if broken == "late" and [call for call in calls if call[0] == name]:
+            if broken == "late" and len([call for call in calls if call[0] == name]) == 2:
                 raise RuntimeError("out of memory")
             calls.append((name, count))
+            return TOLD
 
         return built
 
@@ -56,7 +61,9 @@ def watched(monkeypatch, *providers):
 def test_every_rival_is_timed_in_turns_with_ours(bench, monkeypatch):
     calls = watched(monkeypatch, (OURS, None, False), ("a", None, False), ("b", None, True))
     rows = list(step.measure_steps(bench, MACHINE, rounds=2, steps=4))
-    first, turn = [(OURS, 2)] + 3 * [(OURS, 4)], lambda name: [(name, 2)] + 3 * [(name, 4), (OURS, 4)]
+    # One step to be held against ours, two when it is built for good.
+    first, turn = [(OURS, 1), (OURS, 2)] + 3 * [(OURS, 4)], lambda name: [
+        (name, 1), (name, 2)] + 3 * [(name, 4), (OURS, 4)]
     assert calls == first + turn("a") + turn("b")
     assert [row["provider"] for row in rows] == [OURS, "a", "b"]
     # One round is to warm up.
@@ -72,11 +79,59 @@ def test_a_rival_that_raises_has_a_row_with_the_reason_and_stops_nobody(bench, m
     assert failed["p50_ms"] is None and ours["p50_ms"] > 0 and other["ours_ms"] > 0
 
 
+def planted(calls, **loss):
+    """Plain PyTorch with another loss than ours, and a note of the steps it takes."""
+
+    def build(bench):
+        config = dataclasses.replace(bench.config, loss=dataclasses.replace(bench.config.loss, **loss))
+        run = step_rivals._plain(bench._replace(config=config), False)
+        return lambda count: calls.append(count) or run(count)
+
+    return build
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("precision, loss", [("float32", {"iters": 5}), ("bfloat16", {"conf_weight": 0.0})])
+def test_a_wrong_rival_is_not_timed_and_says_so(bench, monkeypatch, precision, loss):
+    right, wrong = [], []
+    ours = next(provider for provider in PROVIDERS if provider.name == OURS)
+    monkeypatch.setattr(step, "PROVIDERS", [
+        ours, Provider("right", planted(right)), Provider("wrong", planted(wrong, **loss), slow=True),
+    ])  # fmt: skip
+    rounded = bench._replace(config=dataclasses.replace(bench.config, precision=precision))
+    found = {row["provider"]: row for row in step.measure_steps(rounded, MACHINE, rounds=1, steps=2)}
+    assert found[OURS]["error"] is None and found["right"]["p50_ms"] > 0 and right == [1, 2, 2, 2]
+    budget = step._BUDGETS[precision]
+    assert found["right"]["error"] < budget / 2 < budget < found["wrong"]["error"] < 0.1
+    assert found["wrong"]["failed"] == f"off the reference by {found['wrong']['error']:.2g}, budget {budget:g}"
+    assert found["wrong"]["p50_ms"] is None and found["wrong"]["calls"] == 0 and wrong == [1]
+
+
+def test_a_wrong_rival_of_the_command_is_a_line_of_its_table(tmp_path, monkeypatch, capsys):
+    providers = [Provider(name, lambda bench, n=norm: lambda count: Told(torch.ones(8), n)) for name, norm in (
+        (OURS, 2.0), ("a", 2.2))]  # fmt: skip
+    monkeypatch.setattr(step, "PROVIDERS", providers)
+    assert main([*TINY, "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert "| a | not measured: off the reference by 0.1, budget 0.0001 |" in capsys.readouterr().out
+    # One of ours that is wrong is a failure.
+    monkeypatch.setattr(step, "PROVIDERS", [providers[0], providers[1]._replace(name=FREE)])
+    assert main([*TINY, "--out", str(tmp_path / "rows.jsonl")]) == 1
+    assert len(read_rows([tmp_path / "rows.jsonl"])) == 4
+
+
+def test_a_rival_whose_time_is_over_after_its_check_is_not_compiled_again(bench, monkeypatch):
+    calls = watched(monkeypatch, (OURS, None, False), ("slow", None, True))
+    asked = []
+    rows = list(step.measure_steps(bench, MACHINE, 1, 1, late=lambda: asked.append(1) or len(asked) > 1))
+    assert rows[1]["failed"] == "left out, the time is over" and [c for c in calls if c[0] == "slow"] == [("slow", 1)]
+
+
 def test_without_ours_rivals_are_timed_alone(bench, monkeypatch):
     calls = watched(monkeypatch, (OURS, "late", False), ("a", None, False))
     ours, other = step.measure_steps(bench, MACHINE, rounds=1, steps=3)
     assert "failed" in ours and other["ours_ms"] is None and other["p50_ms"] > 0
-    assert calls == [(OURS, 2), ("a", 2), ("a", 3), ("a", 3)]
+    assert calls == [(OURS, 1), (OURS, 2), ("a", 1), ("a", 2), ("a", 3), ("a", 3)]
 
 
 def test_when_the_time_is_over_only_what_need_not_be_compiled_is_built(bench, monkeypatch):
@@ -95,7 +150,10 @@ def test_a_rival_is_gone_before_the_next_is_built(bench, monkeypatch):
             self.me = self
 
         def __call__(self, count):
-            assert [found() is None for found in alive[1:-1]] == [True] * len(alive[1:-1])
+            # Of ours the second one, which is timed beside all others.
+            assert [found() is None for found in alive[2:-1]] == [True] * len(alive[2:-1])
+            assert len(alive) == 1 or alive[0]() is None
+            return TOLD
 
     def build(bench):
         run = Weights()
@@ -104,9 +162,9 @@ def test_a_rival_is_gone_before_the_next_is_built(bench, monkeypatch):
 
     monkeypatch.setattr(step, "PROVIDERS", [Provider(name, build) for name in (OURS, "a", "b", "c")])
     rows = list(step.measure_steps(bench, MACHINE, 1, 1))
-    assert len(alive) == 4 and not any("failed" in row for row in rows), rows
+    assert len(alive) == 8 and not any("failed" in row for row in rows), rows
     gc.collect()
-    assert [found() is None for found in alive] == [True] * 4
+    assert [found() is None for found in alive] == [True] * 8
 
 
 def test_every_row_is_kept_before_the_next_provider_is_built(tmp_path, monkeypatch, capsys):
@@ -117,7 +175,7 @@ def test_every_row_is_kept_before_the_next_provider_is_built(tmp_path, monkeypat
         assert "\n| ours | " in capsys.readouterr().out
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(step, "PROVIDERS", [Provider(OURS, lambda bench: lambda count: None), Provider("a", killed)])
+    monkeypatch.setattr(step, "PROVIDERS", [Provider(OURS, lambda bench: lambda count: TOLD), Provider("a", killed)])
     assert main([*TINY, "--out", str(out)]) == 130
     assert len(out.read_text().splitlines()) == 1
 
@@ -129,9 +187,9 @@ def test_rows_go_to_the_file_of_the_device_and_name_the_command(bench, tmp_path,
     monkeypatch.setattr(timing, "cpu_name", lambda: "Made (R) CPU")
     monkeypatch.setattr(step, "make_bench", lambda *_: bench)
     watched(monkeypatch, (OURS, None, False))
-    assert main([argument for argument in TINY if argument != "--small"]) == 0
+    assert main([*(argument for argument in TINY if argument != "--small"), "--seconds", "900"]) == 0
     (row,) = map(json.loads, (tmp_path / "bench" / "results" / "made-r-cpu.jsonl").read_text().splitlines())
-    assert row["command"] == "wireframe bench step --stage 1 --rounds 1 --steps 1 --device cpu"
+    assert row["command"] == "wireframe bench step --stage 1 --rounds 1 --steps 1 --device cpu --seconds 900"
 
 
 def test_a_failure_of_ours_is_the_exit_status(monkeypatch, capsys):
@@ -153,6 +211,9 @@ def test_every_provider_takes_steps(tmp_path, monkeypatch, capsys):
     failed = {name: row["failed"] for name, row in rows.items() if "failed" in row}
     assert failed == {GRAPHED: "there are no graphs on a CPU"}
     assert all(row["p50_ms"] > 0 for name, row in rows.items() if name != GRAPHED)
+    # The host's loader gives the scenes of ours too.
+    assert all(row["error"] < 1e-5 for name, row in rows.items() if name not in (OURS, GRAPHED))
+    assert rows[OURS]["error"] is None is rows[GRAPHED]["error"] and rows[FREE]["error"] == 0
     printed = capsys.readouterr().out
     assert "stage 1, 8 x 64, float32" in printed and printed.count("\n| ") == 1 + len(rows)
     # A CPU meets no goal.
@@ -182,11 +243,11 @@ def test_a_span_is_read_while_the_next_one_runs():
     class Steps:
         def start(self, begin, end, stop):
             seen.append((begin, end))
-            return SimpleNamespace(results=lambda: seen.append(f"read {begin}"))
+            last = SimpleNamespace(losses=torch.tensor([[float(end), 0.0, 0.0, 0.0]]), grad_norm=0.5)
+            return SimpleNamespace(results=lambda: seen.append(f"read {begin}") or [None, last])
 
     run = step_rivals._in_spans(Steps(), 100, 5)
-    run(12)
-    run(3)
+    assert [(told.losses.tolist(), told.grad_norm) for told in (run(12), run(3))] == [([112.0], 0.5), ([115.0], 0.5)]
     assert seen == [
         (100, 105), (105, 110), "read 100", (110, 112), "read 105", "read 110", (112, 115), "read 112",
     ]  # fmt: skip

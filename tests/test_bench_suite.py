@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from wireframe import cli
 from wireframe.bench import clocks, fusion, holding, pipeline, prepare, runner, standings, timing
 from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Bar, How, Race, Rival, Work, package
+from wireframe.bench.report_rows import read_rows
 from wireframe.cli import main
 from wireframe.errors import WireframeError
 
@@ -128,6 +132,9 @@ def test_races_have_names_of_their_own_and_grow_where_asked(device):
     assert [race.bars for race in found if race.title in {p.title for p in plain}] == [race.bars for race in plain]
 
 
+PATHS = {"out", "json"}
+
+
 def held(monkeypatch, tmp_path, *races, more=()):
     """Exit status and rows of the command on races of one's own."""
     monkeypatch.setattr(runner, "races", lambda part, how: races)
@@ -169,6 +176,38 @@ def test_a_wrong_rival_is_not_timed_and_says_so(monkeypatch, tmp_path, capsys):
     assert wrong["p50_ms"] is None and wrong["error"] == pytest.approx(0.1) and len(calls) < 5
     assert ours["error"] is None and other["error"] is None and other["p50_ms"] > 0
     assert "| wrong | not timed: off the reference by 0.1" in capsys.readouterr().out
+
+
+def test_what_is_too_slow_to_be_a_rival_is_still_what_ours_is_held_against(monkeypatch, tmp_path):
+    calls = []
+
+    def reference(x):
+        calls.append(float(x[0]))
+        return 2 * x
+
+    for factor, failed in ((2.0, None), (2.2, "off the reference by 0.1, budget 0.0001")):
+        race = a_race(doubled("ours", None, factor))
+        work = Work(race.make().inputs, race.make().rivals, reference=reference)
+        _, (ours,) = held(monkeypatch, tmp_path, race._replace(make=lambda work=work: work), more=["--repeats", "5"])
+        assert ours.get("failed") == failed and ours["error"] == pytest.approx(factor / 2 - 1)
+        (tmp_path / "rows.jsonl").unlink()
+    # Once a race, and never in turns.
+    assert calls == [1.0, 1.0]
+
+
+def test_farthest_points_of_the_full_size_are_held_against_the_reference(monkeypatch, tmp_path):
+    real = fusion.ops.farthest_point_sample
+
+    def one_wrong(*inputs, impl, **how):
+        return real(*inputs, impl=impl, **how) + (torch.arange(32) == 31 if impl == "native" else 0)
+
+    for run, status in ((real, 0), (one_wrong, 1)):
+        monkeypatch.setattr(fusion.ops, "farthest_point_sample", run)
+        race = a_race(op="farthest_point_sample", make=lambda: fusion._farthest(pipeline.SMALL, 32, small=False))
+        found, rows = held(monkeypatch, tmp_path, race)
+        ours = {row["provider"]: row for row in rows[-3:]}["ours"]
+        assert found == status and (ours["error"] == 0) == (ours["p50_ms"] is not None) == (status == 0)
+        assert "NumPy reference" not in {row["provider"] for row in rows}
 
 
 @pytest.mark.parametrize("ours", [doubled("ours", None, 2.2), Rival("ours, 1 thread", lambda: broken)])
@@ -340,10 +379,18 @@ def test_rows_name_the_command_and_rivals_have_its_threads(monkeypatch, tmp_path
     monkeypatch.setattr(cv2, "setNumThreads", lambda count: seen.append(count))
     seen = []
     reads = Rival("a", lambda: seen.append(os.environ["OMP_NUM_THREADS"]) or (lambda x: 2 * x))
-    _, rows = held(monkeypatch, tmp_path, a_race(doubled("ours"), reads), more=["--repeats", "4", "--grow"])
+    more = ["--repeats", "4", "--grow", "-k", "op and not graph", "--seconds", "0"]
+    _, rows = held(monkeypatch, tmp_path, a_race(doubled("ours"), reads), more=more)
     assert seen == [1, "1"]
-    command = "wireframe bench kernels --device cpu --threads 1 --grow --small --repeats 4 --backend eager"
-    assert {row["command"] for row in rows} == {command}
+    (command,) = {row["command"] for row in rows}
+    assert command == (
+        "wireframe bench kernels --device cpu --threads 1 --grow --small --repeats 4 --backend eager "
+        "-k 'op and not graph' --seconds 0"
+    )
+    # Said again it is the same, but for where the rows go, and of what could be said nothing is missing.
+    given = cli._parser().parse_args(["bench", "kernels", *SMALL, *more])
+    assert cli._parser().parse_args(shlex.split(command)[1:]) == given
+    assert {name for name, value in vars(given).items() if not value} - {"seconds"} == PATHS | {"debug", "quiet"}
 
 
 def test_bars_are_held_against_the_fastest_form_of_a_rival():
@@ -385,17 +432,40 @@ def test_an_absent_pytest_benchmark_is_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["kernels", "--stage", "3"], "--stage goes with step, not with kernels"),
-        (["pipeline", "--table"], "--table goes with static, not with pipeline"),
-        (["kernels", "--rows", "x"], "--rows goes with report, not with kernels"),
-        (["report", "-k", "x"], "-k goes with kernels, pipeline, not with report"),
-        (["static", "--model"], "--model goes with step, not with static"),
-        (["step", "--check", "x"], "--check goes with static, report, not with step"),
+        (["kernels", "--stage", "3"], "unrecognized arguments: --stage 3"),
+        (["pipeline", "--table"], "unrecognized arguments: --table"),
+        (["kernels", "--rows", "x"], "unrecognized arguments: --rows x"),
+        (["report", "-k", "x"], "unrecognized arguments: -k x"),
+        (["static", "--model"], "unrecognized arguments: --model"),
+        (["step", "--check", "x"], "unrecognized arguments: --check x"),
+        (["static", "--check", "x", "--out", "y"], "argument --out: not allowed with argument --check"),
+        ([], "the following arguments are required: part"),
+        (["kernel"], "argument part: invalid choice: 'kernel'"),
     ],
 )
-def test_an_option_of_another_part_is_refused(given, said, capsys):
-    assert main(["bench", *given]) == 2
-    assert said in capsys.readouterr().err
+def test_an_option_of_another_part_and_no_part_are_refused(given, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *given])
+    assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_options_of_every_command_count_before_and_behind_the_part(tmp_path, capsys):
+    for given in (["--debug", "report"], ["report", "--debug"]):
+        with pytest.raises(WireframeError, match="there are no rows"):
+            main(["bench", *given, "--rows", str(tmp_path), "--out", str(tmp_path / "page.html")])
+
+
+@pytest.mark.parametrize("file", ["README.md", "bench/NOTES.md", "bench/results"])
+def test_every_command_that_is_written_down_is_one(file):
+    path = ROOT / file
+    if path.is_dir():
+        said = {row.command for row in read_rows([path])}
+    else:
+        said = set(re.findall(r"`(wireframe bench [^`]+)`", path.read_text()))
+    commands = [shlex.split(line) for line in said if line.startswith("wireframe bench ")]
+    assert commands
+    for command in commands:
+        assert cli._parser().parse_args(command[1:]).part == command[2]
 
 
 def test_an_expression_that_matches_no_race_is_wrong_input(monkeypatch, tmp_path, capsys):

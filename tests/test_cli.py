@@ -147,8 +147,9 @@ def test_doctor_describes_the_machine_and_the_data(workspace, capsys):
         (["synth", "OUT", "--set", "wall=3"], "unknown setting"),
         (["synth", "OUT", "--size", "1x1"], "image size"),
         (["bench", "static", "--out", "/nowhere/report.json"], "/nowhere is no folder"),
-        (["bench", "static", "--model"], "--model goes with step"),
-        (["bench", "step", "--model", "--small"], "do not go with --model"),
+        (["bench", "step", "--model", "--small"], "--small does not count here: --model runs nothing"),
+        (["bench", "step", "--list"], "--list does not count here: without --model"),
+        (["bench", "static", "--check", "x", "--arch", "89"], "--arch does not count here: --check and --table are"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(arguments, words, tmp_path, capsys):

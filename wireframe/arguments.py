@@ -75,6 +75,14 @@ def stage_range(text: str) -> tuple[int, int]:
     return int(first) - 1, int(last) - 1
 
 
+def shared_arguments(default: object = False) -> argparse.ArgumentParser:
+    """The parent of every command."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+    shared.add_argument("--quiet", action="store_true", default=default, help="no progress bars")
+    return shared
+
+
 def add_workers(command: argparse.ArgumentParser, what: str = "processes") -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     command.add_argument("--workers", type=positive, default=cores, help=f"{what} (default {cores})")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import wireframe
 from wireframe import model_cli as modelling
-from wireframe.arguments import add_workers, fraction, non_negative, path, positive, size
+from wireframe.arguments import add_workers, fraction, non_negative, path, positive, shared_arguments, size
 from wireframe.bench import cli as benching
 from wireframe.errors import WireframeError, one_line, print_failures
 from wireframe.submit import cli as submitting
@@ -51,14 +51,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    shared.add_argument("--quiet", action="store_true", help="no progress bars")
     parser = argparse.ArgumentParser(prog="wireframe", description="3D building wireframes from multi-view scans")
     parser.add_argument("--version", action="version", version=f"wireframe {wireframe.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add_arguments, run, summary) in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary, parents=[shared])
+        command = commands.add_parser(name, help=summary, description=summary, parents=[shared_arguments()])
         add_arguments(command)
         command.set_defaults(run=run)
     return parser
