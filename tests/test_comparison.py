@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wireframe import comparison
-from wireframe.assets import DEMO_MODEL
+from wireframe.assets import DEMO_MODEL, MODEL
 from wireframe.bench import calibration, held_out
 from wireframe.bench.held_out import edge_group
 from wireframe.comparison import METHODS, against, as_json, compare_methods, format_groups, format_table
@@ -114,6 +114,13 @@ def test_a_model_is_held_beside_its_rivals_by_roof_and_by_edges(tmp_path, capsys
     told = capsys.readouterr().out
     assert "ours less handcrafted: difference on 2 scenes" in told and "| roof | scenes |" in told
     assert len(json.loads((tmp_path / "results.json").read_text())["scenes"]) == 2
+
+
+def test_on_hard_scenes_the_shipped_model_beats_both_dummies(tmp_path):
+    scenes = ["--scenes", "8", "--seed", "99", "--size", "320x240", "--set", "colmap_points=12000"]
+    assert held_out.main([str(MODEL), "--out", str(tmp_path), *scenes, "--workers", "2", "--quiet"]) == 0
+    summary = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert summary["ours"]["hss"] > 0.1 > max(summary["nearest"]["hss"], summary["mean"]["hss"])
 
 
 def test_the_calibration_says_of_every_figure_whether_it_is_met(tmp_path, capsys):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from wireframe.assets import DEMO_MODEL
+from wireframe.assets import DEMO_MODEL, MODEL
 from wireframe.cli import main
 
 
@@ -35,7 +35,8 @@ def test_the_demo_draws_a_picture(demo):
     assert min(pixels.shape[:2]) > 500 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
 
 
-def test_the_shipped_weights_are_safetensors_of_at_most_10_mb():
-    files = sorted(path.name for path in DEMO_MODEL.iterdir())
-    assert files == ["config.json", "dummies.npz", "graph.json", "model.safetensors"]
-    assert sum(path.stat().st_size for path in DEMO_MODEL.iterdir()) <= 10 << 20
+@pytest.mark.parametrize("folder", [DEMO_MODEL, MODEL], ids=lambda path: path.name)
+def test_the_shipped_weights_are_safetensors_of_at_most_10_mb(folder):
+    files = {path.name for path in folder.iterdir()}
+    assert files - {"README.md"} == {"config.json", "dummies.npz", "graph.json", "model.safetensors"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 10 << 20

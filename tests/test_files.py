@@ -12,7 +12,7 @@ import pytest
 
 import wireframe
 from wireframe.errors import ConfigError
-from wireframe.files import atomic_write, only_process, sole_process
+from wireframe.files import atomic_write, check_target, only_process, sole_process
 
 HOLDER = """
 import sys, time
@@ -113,3 +113,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_that_of_a_living
     with atomic_write(tmp_path / "log.jsonl") as file:
         file.write(b"new")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, f".log.jsonl.{2**22 + 2}.tmp", "log.jsonl"])
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(tmp_path, monkeypatch):
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: os.fspath(path) != os.fspath(tmp_path))
+    with pytest.raises(PermissionError, match="may not be written to"):
+        check_target(tmp_path / "x")

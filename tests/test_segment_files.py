@@ -18,6 +18,7 @@ from wireframe.predict import PredictedScene, SceneSegments
 from wireframe.predict_files import predict_segments_file
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
+from wireframe.scoring import Score
 from wireframe.segment_files import SegmentSource, read_segments, write_segments
 from wireframe.tuning import CONFIDENCES, format_trials, tune, widening
 
@@ -169,7 +170,7 @@ def test_tuning_finds_the_radius_that_reaches_the_corners(tmp_path):
     assert graph.snap_radius >= 0.7 > 0.35 * 3**0.5 and trials[0].score.hss < 0.9
 
 
-def test_the_command_puts_the_settings_beside_the_model(model, segments, tmp_path, quick_score, capsys):
+def test_the_command_puts_the_settings_beside_the_model(model, segments, tmp_path, quick_score, capsys, monkeypatch):
     model.save_pretrained(tmp_path)
     assert main(["tune", str(segments), str(tmp_path), "--quiet", "--workers", "2"]) == 0
     told = capsys.readouterr().out
@@ -179,6 +180,10 @@ def test_the_command_puts_the_settings_beside_the_model(model, segments, tmp_pat
     Perceiver(model.config, seed=5).save_pretrained(tmp_path / "other")
     assert main(["tune", str(segments), str(tmp_path / "other"), "--quiet"]) == 2
     assert "another model" in capsys.readouterr().err and not (tmp_path / "other" / "graph.json").exists()
+    before = (tmp_path / "graph.json").read_bytes()
+    monkeypatch.setattr(tuning._Scored, "mean", lambda *_: Score(0.0, 0.0, 0.0))
+    assert main(["tune", str(segments), str(tmp_path), "--quiet"]) == 1
+    assert "no setting scores above 0" in capsys.readouterr().err and (tmp_path / "graph.json").read_bytes() == before
 
 
 def test_scenes_without_truth_cannot_be_tuned_on(tmp_path):

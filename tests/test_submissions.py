@@ -115,12 +115,14 @@ def test_the_truth_scores_one_and_what_is_missing_scores_zero(scenes, tmp_path, 
     assert list(read_scores(out)) == result.order_ids and not os.path.exists(f"{out}.partial")
 
 
-def test_predictions_of_other_scenes_alone_are_refused_by_nothing_but_score_zero(scenes, tmp_path, monkeypatch):
+def test_predictions_of_other_scenes_alone_score_zero_and_the_command_says_so(scenes, tmp_path, monkeypatch, capsys):
     pytest.importorskip("hoho2025")
     monkeypatch.setattr(scene_scores, "ScorePool", HashPool)
     result = evaluate_submission(scenes / "a.tar", written(tmp_path / "s.json", [GOOD]), progress=False)
     assert {outcome.failure for outcome in result.outcomes} == {"no prediction"}
     assert result.failures[-1] == Failure("a", "predicted, but no such scene is there")
+    assert main(["eval", str(scenes / "a.tar"), "--pred", str(tmp_path / "s.json"), "--quiet"]) == 1
+    assert "there is a prediction for none of the 4 scenes" in capsys.readouterr().err
     limited = evaluate_submission(scenes / "a.tar", written(tmp_path / "s.json", [GOOD]), limit=2, progress=False)
     assert len(limited.outcomes) == 2 and not limited.failures
     part = evaluate_submission(scenes / "rows", scenes / "truth.json", split="dev-val", dev_val=2, progress=False)

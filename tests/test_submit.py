@@ -171,6 +171,31 @@ def test_an_exception_beside_the_scenes_costs_none_of_them(tmp_path):
     assert len(answers_in(tmp_path / "s.json")) == 3
 
 
+def test_a_process_that_hangs_while_it_starts_is_replaced(tmp_path):
+    tar, seen = named_tar(tmp_path / "a.tar", ["a", "b"]), tmp_path / "seen"
+    hangs_once = f"""
+import os, time
+if not os.path.exists({str(seen)!r}):
+    open({str(seen)!r}, "w").close()
+    time.sleep(600)
+"""
+    began = time.monotonic()
+    # A quarter of the time that is left is longer than start_patience.
+    result = submit([tar], tmp_path / "s.json", budget=16.0, start_patience=0.5, start=stand_in(hangs_once + STAND_IN))
+    assert not result.failures and seen.exists() and 3.0 < time.monotonic() - began < 12.0
+
+
+def test_where_no_process_was_ready_in_time_the_reason_says_so(tmp_path):
+    tar = named_tar(tmp_path / "a.tar", ["a"])
+    result = submit([tar], tmp_path / "s.json", budget=2.0, start=stand_in("import time; time.sleep(600)"))
+    ((_, reason),) = result.failures
+    assert reason == "no time was left for it, before the predicting process was ready"
+    with pytest.raises(WireframeError, match=r"does not come to a scene: not ready in 0\.\d seconds"):
+        submit(
+            [tar], tmp_path / "s.json", budget=3.0, start_patience=0.5, start=stand_in("import time; time.sleep(600)")
+        )
+
+
 def test_a_scene_that_hangs_is_tried_again_alone_and_costs_its_patience_twice(tmp_path):
     tar = named_tar(tmp_path / "a.tar", ["once-hang-1", "a", "b", "c", "d", "hang-1", "e"])
     start = time.monotonic()

@@ -90,7 +90,7 @@ def add_workers(command: argparse.ArgumentParser, what: str = "processes") -> No
 
 def model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped demo model)"
+        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped model)"
     )
     command.add_argument(
         "--config", type=path,

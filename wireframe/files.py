@@ -21,7 +21,8 @@ def check_target(path: str | os.PathLike) -> Path:
     """The regular file behind ``path`` (links followed), there or not yet.
 
     Raises:
-        OSError: the path is empty, a folder, or a device or pipe, which a rename would replace.
+        OSError: the path is empty, a folder, a device or pipe, which a rename would replace, or in a folder that may
+            not be written to.
     """
     if not os.fspath(path):
         raise FileNotFoundError(errno.ENOENT, "an empty path cannot be written", "")
@@ -30,6 +31,9 @@ def check_target(path: str | os.PathLike) -> Path:
         raise IsADirectoryError(errno.EISDIR, "is a folder, give the name of a file", os.fspath(path))
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "is not a regular file, give another name", os.fspath(path))
+    # Before the work, not after it.
+    if target.parent.is_dir() and not os.access(target.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder may not be written to", os.fspath(target.parent))
     return target
 
 

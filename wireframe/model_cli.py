@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def eval_arguments(command: argparse.ArgumentParser) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.worst and not arguments.out:
         raise ConfigError("--worst draws its picture beside --out; give one")
+    from wireframe.scene_scores import NO_PREDICTION
     from wireframe.score_files import compare, format_summary, read_scores
 
     others = read_scores(arguments.against) if arguments.against else None
@@ -117,6 +119,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(f"worst scenes: {sheet}")
         sharing.warn(sheet, sharing.count_guarded(result.worst))
     print_failures("not scored:", result.failures)
+    if all(outcome.failure == NO_PREDICTION for outcome in result.outcomes):
+        print(f"there is a prediction for none of the {len(result.outcomes)} scenes", file=sys.stderr)
+        return 1
     return 1 if broke_off(result.failures, arguments.source) else 0
 
 
@@ -202,7 +207,11 @@ def tune(arguments: argparse.Namespace) -> int:
     if source.about.get("model") != tensor_sha256(Perceiver.from_checkpoint(arguments.model).state_dict()):
         raise ConfigError(f"the segments in {arguments.source} are of another model than {arguments.model}")
     graph, trials = choose(source, progress=not arguments.quiet)
-    save_graph(graph, arguments.model)
     print(format_trials(trials))
+    if not any(trial.score.hss > 0 for trial in trials):
+        print(f"no setting scores above 0: there is nothing to choose, and {arguments.model} stays as it is",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    save_graph(graph, arguments.model)
     print(f"\nthe best is in {arguments.model / 'graph.json'}; score it on other scenes than these")
     return 0

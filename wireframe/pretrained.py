@@ -133,9 +133,9 @@ def load_model(
 
 def _shipped() -> Path:
     # A bundle of `wireframe submit` has no shipped model beside it.
-    from wireframe.assets import DEMO_MODEL
+    from wireframe.assets import MODEL
 
-    return DEMO_MODEL
+    return MODEL
 
 
 def graph_settings(

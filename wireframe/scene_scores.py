@@ -21,6 +21,9 @@ from wireframe.sampling import SampledScene
 from wireframe.scoring import ZERO, Outcome, Score
 from wireframe.scoring_pool import ScorePool
 
+# Why a scene without wireframes scores 0.
+NO_PREDICTION = "no prediction"
+
 # Scenes whose scores are awaited, for each process: enough to keep it busy, few enough that little is lost by a kill.
 _AWAITED_PER_WORKER = 4
 
@@ -176,7 +179,7 @@ def _same(result: ScoredScene | Failure) -> ScoredScene | Failure:
 def _submit(pool: ScorePool, index: int, scene: Candidate) -> Callable[[], ScoredScene]:
     """Has a scene scored; the result can be called for."""
     if not scene.wireframes:
-        missing = Outcome(ZERO, "no prediction")
+        missing = Outcome(ZERO, NO_PREDICTION)
         return functools.partial(_same, ScoredScene(index, scene.order_id, missing, empty_wireframe(), ()))
     futures = {id(found): pool.submit(found, scene.truth) for found in {id(w): w for w in scene.wireframes}.values()}
     first, *others = (futures[id(found)] for found in scene.wireframes)

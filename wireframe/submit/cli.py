@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def submit_arguments(command: argparse.ArgumentParser) -> None:
     add_arguments(command)
     command.add_argument(
-        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped demo model)"
+        "--model", type=nonempty, help="folder, published .pt or hf://... (default: the shipped model)"
     )
     command.add_argument("--config", type=path, help="JSON whose graph section counts (default: as for predict)")
     command.add_argument("--threshold", type=probability, help="confidence to exceed (default: that of the graph)")

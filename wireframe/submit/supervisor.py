@@ -7,7 +7,8 @@ crashed or hangs. The rules:
 - A scene that cannot be read, or whose answer is not of the schema, keeps the fall-back.
 - When the process crashes, or answers nothing for ``patience`` seconds, the scenes that it had begun are tried again
   one by one; the one that brings this about again keeps the fall-back.
-- No tar may take more than a quarter of the time that is left to list its scenes, and no scene to be answered.
+- No tar may take more than a quarter of the time that is left to list its scenes, and no scene to be answered. A
+  process that is not ready after a quarter, but after a minute at least, is replaced.
 - When the time is up the process is killed, and the file holds what there is.
 """
 
@@ -26,6 +27,8 @@ from wireframe.submit.answers import Answers
 from wireframe.submit.tar_index import IndexedScene, index_tar
 
 PATIENCE = 60.0
+# At least so many seconds has a process to load the model: half of that is much on a busy laptop.
+START_PATIENCE = 60.0
 WORKER = "from wireframe.submit.worker import main; main()"
 # Kept of the budget for the last write and the ends of the processes: a tenth, at most so many seconds.
 _MOST_RESERVE = 30.0
@@ -52,6 +55,7 @@ def submit(
     started: float | None = None,
     workers: int = 1,
     patience: float = PATIENCE,
+    start_patience: float = START_PATIENCE,
     progress: Callable[[int, int], None] | None = None,
     start: list[str] | None = None,
 ) -> Submitted:
@@ -67,7 +71,8 @@ def submit(
         budget: seconds from ``started`` to the end of this call; a tenth, at most 30 seconds, is kept in reserve.
         started: of ``time.monotonic``; None = now.
         workers: threads that read ahead of the model.
-        patience: seconds after which a scene hangs.
+        patience: seconds after which a scene hangs. start_patience: seconds before which a process that is not ready
+            does not.
         progress: called with (scenes done, scenes) when a scene is done, in any manner.
         start: how the predicting process is started, as ``child.Child`` takes it; None for ours.
 
@@ -76,7 +81,8 @@ def submit(
             loaded, or the predicting process does not start; the file of fall-backs is there.
     """
     started = time.monotonic() if started is None else started
-    run = _Run(out, started + budget - min(budget / 10, _MOST_RESERVE), patience, progress)
+    deadline = started + budget - min(budget / 10, _MOST_RESERVE)
+    run = _Run(out, deadline, patience, start_patience, progress)
     choice = {"model": model and os.fspath(model), "config": config and os.fspath(config), "threshold": threshold}
     try:
         run.index(tars)
@@ -90,10 +96,12 @@ class _Run:
     """One submission: what is known of the tars, what was answered, what is left to do and until when."""
 
     def __init__(
-        self, out: str | os.PathLike, deadline: float, patience: float, progress: Callable[[int, int], None] | None
-    ) -> None:
+        self, out: str | os.PathLike, deadline: float, patience: float, start_patience: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
         self.answers = Answers(out)
         self._deadline, self._patience, self._progress = deadline, patience, progress
+        self._start_patience, self._ready = start_patience, False
         self._damage: list[str] = []
         self._scenes: list[IndexedScene] = []
         # Numbers of scenes: not done yet; of these, begun by this process, and begun by one that came to a bad end.
@@ -134,18 +142,21 @@ class _Run:
                 self._suspects = suspects
 
     def result(self) -> Submitted:
-        reasons = {**self._reasons, **dict.fromkeys(self._pending, "no time was left for it")}
+        late = "no time was left for it" + ("" if self._ready else ", before the predicting process was ready")
+        reasons = {**self._reasons, **dict.fromkeys(self._pending, late)}
         failures = [Failure(self._scenes[number].order_id, reasons[number]) for number in sorted(reasons)]
         return Submitted(len(self._scenes), failures, self._damage)
 
     def _attend(self, job: dict, start: list[str]) -> str | None:
         """One predicting process; what was wrong, where it ended neither with its scenes nor with the time."""
-        self._begun = set()
-        patience, limit = 0.0, self._deadline
+        self._begun, self._ready = set(), False
+        patience = max(self._start_patience, self._quarter())
+        limit = time.monotonic() + patience
         try:
             worker = child.Child(
                 # Threads of the model that wait must sleep, not spin on a core that a reader, or anybody, needs.
-                start, {"OMP_WAIT_POLICY": "passive", **os.environ}, {**job, "seconds": limit - time.monotonic()}
+                start, {"OMP_WAIT_POLICY": "passive", **os.environ},
+                {**job, "seconds": self._deadline - time.monotonic()},
             )  # fmt: skip
         except OSError as problem:
             raise WireframeError(f"the predicting process cannot be started: {problem.strerror}") from None
@@ -153,7 +164,7 @@ class _Run:
             while (now := time.monotonic()) < self._deadline:
                 self._write_if_due()
                 if now >= limit:
-                    return f"no answer in {patience:.1f} seconds"
+                    return f"{'no answer' if self._ready else 'not ready'} in {patience:.1f} seconds"
                 try:
                     event = worker.receive(min(limit, self._deadline, self.answers.due()) - now)
                 except queue.Empty:
@@ -165,6 +176,7 @@ class _Run:
                     self._begun.add(event["begun"])
                     continue
                 self._take(event)
+                self._ready = True
                 patience = min(self._patience, self._quarter())
                 limit = time.monotonic() + patience
             return None
