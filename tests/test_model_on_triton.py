@@ -25,11 +25,11 @@ def chosen(monkeypatch):
     """Makes "auto" choose on the CPU as it does on CUDA; the operations that took the kernels."""
     taken, choose = [], dispatch.choose
 
-    def choose_triton(op, impl, device="cpu", triton_limit=None):
+    def choose_triton(op, impl, device="cpu", triton_limit=None, native_limit=None):
         if op in dispatch.MODEL_OPS and impl == "auto" and triton_limit is None:
             taken.append(op)
             return "triton"
-        return choose(op, impl, device, triton_limit)
+        return choose(op, impl, device, triton_limit, native_limit)
 
     monkeypatch.setattr(dispatch, "choose", choose_triton)
     return taken

@@ -1,4 +1,4 @@
-"""``wireframe demo``: held-out synthetic scenes through the shipped model, its dummies and the handcrafted rival."""
+"""``wireframe demo``: held-out synthetic scenes through the demo model, its dummies and the handcrafted rival."""
 
 from __future__ import annotations
 
