@@ -173,13 +173,13 @@ def _operations() -> Iterator[str]:
 
 
 def _model_operations() -> Iterator[str]:
-    x, branch, weight = _floats(16, 512, 128), _floats(17, 512, 128), _floats(18, 128)
+    x, branch, weight = _floats(16, 2048, 128), _floats(17, 2048, 128), _floats(18, 128)
     normed = ops.residual_norm(x, branch, weight.requires_grad_(), impl="native").normed
     yield "rms_norm"
     normed.backward(x)
     yield ""
-    heads, log_scale = _floats(19, 1, 512, 4, 32).requires_grad_(), _floats(20, 4)
-    units = norms_native.unit_heads(heads, log_scale, mask=torch.from_numpy(_draw(21, 512) % 8 > 0)[None])
+    heads, log_scale = _floats(19, 1, 2048, 4, 32).requires_grad_(), _floats(20, 4)
+    units = norms_native.unit_heads(heads, log_scale, mask=torch.from_numpy(_draw(21, 2048) % 8 > 0)[None])
     yield ""
     units.backward(units)
     yield "unit_heads, backward"

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import torch
 from wireframe import cli
 from wireframe.bench import clocks, fusion, holding, pipeline, prepare, runner, standings, timing
 from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Bar, How, Race, Rival, Work, package
-from wireframe.bench.report_rows import read_rows
 from wireframe.cli import main
 from wireframe.errors import WireframeError
 
@@ -427,45 +425,6 @@ def test_an_absent_pytest_benchmark_is_one_line(monkeypatch, capsys):
     assert main(["bench", "kernels", *SMALL]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("under pytest-benchmark, which is not installed; run: pip install pytest-benchmark")
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["kernels", "--stage", "3"], "unrecognized arguments: --stage 3"),
-        (["pipeline", "--table"], "unrecognized arguments: --table"),
-        (["kernels", "--rows", "x"], "unrecognized arguments: --rows x"),
-        (["report", "-k", "x"], "unrecognized arguments: -k x"),
-        (["static", "--model"], "unrecognized arguments: --model"),
-        (["step", "--check", "x"], "unrecognized arguments: --check x"),
-        (["static", "--check", "x", "--out", "y"], "argument --out: not allowed with argument --check"),
-        ([], "the following arguments are required: part"),
-        (["kernel"], "argument part: invalid choice: 'kernel'"),
-    ],
-)
-def test_an_option_of_another_part_and_no_part_are_refused(given, said, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", *given])
-    assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_options_of_every_command_count_before_and_behind_the_part(tmp_path, capsys):
-    for given in (["--debug", "report"], ["report", "--debug"]):
-        with pytest.raises(WireframeError, match="there are no rows"):
-            main(["bench", *given, "--rows", str(tmp_path), "--out", str(tmp_path / "page.html")])
-
-
-@pytest.mark.parametrize("file", ["README.md", "bench/NOTES.md", "bench/results"])
-def test_every_command_that_is_written_down_is_one(file):
-    path = ROOT / file
-    if path.is_dir():
-        said = {row.command for row in read_rows([path])}
-    else:
-        said = set(re.findall(r"`(wireframe bench [^`]+)`", path.read_text()))
-    commands = [shlex.split(line) for line in said if line.startswith("wireframe bench ")]
-    assert commands
-    for command in commands:
-        assert cli._parser().parse_args(command[1:]).part == command[2]
 
 
 def test_an_expression_that_matches_no_race_is_wrong_input(monkeypatch, tmp_path, capsys):

@@ -12,10 +12,11 @@ import torch
 from hash_pool import HashPool
 from scenes import random_scene
 from wireframe import scene_scores, scene_source
+from wireframe.assets import MODEL
 from wireframe.errors import ConfigError, ShardError
 from wireframe.fusion import fuse_views
 from wireframe.perceiver import Perceiver
-from wireframe.pretrained import graph_settings
+from wireframe.pretrained import graph_settings, read_graph
 from wireframe.samples import write_parquet, write_sample
 from wireframe.sampling import sample_points
 from wireframe.train import report, stage_end
@@ -265,7 +266,7 @@ def test_the_graph_of_a_trained_model_is_its_own(finished, tmp_path):
     other = shutil.copytree(finished / "model", tmp_path / "model")
     (other / "graph.json").unlink()
     assert graph_settings(other) == load_config(BASE_CONFIG).graph != wanted
-    assert graph_settings(None) == load_config("demo").graph
+    assert graph_settings(None) == read_graph(MODEL) != load_config(BASE_CONFIG).graph
 
 
 @pytest.mark.parametrize(
