@@ -13,8 +13,7 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for the next allocation, as GPU allocators do; False where there is no glibc.
 
     By default the large tensors of every step are given back to the system and come again page by page, each filled
-    with zeros first: a step of ``train/configs/real.json`` on one thread took 261 ms, and 232 without (medians of ten).
-    The process keeps its largest size until it ends. No bit depends on it.
+    with zeros first. The process keeps its largest size until it ends. No bit depends on it.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
