@@ -127,7 +127,7 @@ def test_synth_writes_the_same_bytes_again_and_skips_finished_shards(workspace, 
 def test_doctor_describes_the_machine_and_the_data(workspace, capsys):
     assert main(["doctor", str(workspace / "raw")]) == 0
     text = capsys.readouterr().out
-    for word in ("torch", "triton", "nvcc", "qk_norm_attention: reference", "gestalt", "wf_vertices"):
+    for word in ("torch", "triton", "nvcc", "sinkhorn: reference", "qk_norm_attention: ", "gestalt", "wf_vertices"):
         assert word in text
     assert main(["doctor", str(workspace / "rows")]) == 0
     assert "xyz_norm" in capsys.readouterr().out
