@@ -1,4 +1,5 @@
-"""Races of the inference chain on one synthetic scene: the whole, from raw bytes or a decoded scene, and its parts.
+"""Races of the inference chain on one synthetic scene: the whole, from raw bytes or a decoded scene, and its parts,
+each of them in turn with the whole, or the share of a part would be that of another minute.
 
 Scene: 6 usable views of 768 x 576 with depth in all of them, 40k COLMAP points, 20k depth points a view. The model has
 the published size and no training, so its threshold is 0: nothing would be above one half, and the graph cost nothing.
@@ -122,6 +123,7 @@ def _race(
     how: How, op: str, make: Callable, shape: str = "", whole: str | None = RAW, sizes: dict | None = None, bars=()
 ) -> Race:
     setup = setup_of(how)
+    make = functools.partial(_part, make, whole) if whole else make
     return Race(
         op, "forward", shape or setup.maps, sizes or setup.sizes, "float32", functools.partial(make, setup, how),
         host=True, bars=() if how.small or how.device != "cpu" else bars, whole=whole,
@@ -138,9 +140,20 @@ def _model(setup: Setup, device: str) -> Perceiver:
 
 
 def _raw(setup: Setup, how: How) -> Work:
-    return _ours(
-        lambda row: predict_wireframe(row, _model(setup, how.device), threshold=0.0), raw_row(setup)
-    )
+    model = _model(setup, how.device)
+    return _ours(lambda row: predict_wireframe(row, model, threshold=0.0), raw_row(setup))
+
+
+def beside_the_whole(work: Work, whole: str, run: Callable[[], object]) -> Work:
+    """The work of a part, whose rivals take turns with the whole that it is a part of."""
+    work.rivals = [*work.rivals, Rival(whole, lambda: lambda *_: run(), exact=False)]
+    return work
+
+
+def _part(make: Callable, whole: str, setup: Setup, how: How) -> Work:
+    work = {RAW: _raw, "read_scene": _reading}[whole](setup, how)
+    (inputs,), run = work.inputs, work.rivals[0].build()
+    return beside_the_whole(make(setup, how), whole, lambda: run(*inputs))
 
 
 def _decoded(setup: Setup, how: How) -> Work:

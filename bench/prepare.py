@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wireframe.bench.pipeline import own_rivals
+from wireframe.bench.pipeline import beside_the_whole, own_rivals
 from wireframe.bench.race import How, Race, Rival, Work
 from wireframe.classes import colors_to_ids
 from wireframe.fusion import fuse_views
@@ -50,8 +51,8 @@ def races(how: How) -> Iterator[Race]:
         make = functools.partial(_whole, size, scenes, how.threads)
         yield at("prepare", shape=f"{scenes} scenes, {size} size", sizes=sizes, make=make)
         for op, part in PARTS.items():
-            make = functools.partial(_part, part, size, 3 if how.small else 15)
             whole = None if op == SCENE else SCENE
+            make = functools.partial(_part, part, size, 3 if how.small else 15, whole)
             yield at(op, shape=f"one scene, {size} size", sizes={**sizes, "scenes": 1}, make=make, whole=whole)
 
 
@@ -135,12 +136,15 @@ def _views(raw: RawSample) -> int:
     return len(read_scene(_row(raw)).views)
 
 
-def _part(part: tuple, size: str, scenes: int) -> Work:
+def _part(part: tuple, size: str, scenes: int, whole: str | None) -> Work:
     function, arguments, chosen = part
     samples = list(iter_samples(Path(_raw(size, scenes).name)))
     inputs = [arguments(sample) for sample in samples]
-    if not chosen:
-        return Work(inputs, [Rival("ours", lambda: function, deterministic=True)])
-    # In one thread, as a worker runs it.
-    reference, ours, one_thread = own_rivals(function)
-    return Work(inputs, [reference, one_thread._replace(provider=ours.provider)])
+    rivals = [Rival("ours", lambda: function, deterministic=True)]
+    if chosen:
+        # In one thread, as a worker runs it.
+        reference, ours, one_thread = own_rivals(function)
+        rivals = [reference, one_thread._replace(provider=ours.provider)]
+    turns = itertools.cycle(samples)
+    work = Work(inputs, rivals)
+    return work if whole is None else beside_the_whole(work, whole, lambda: _scene(next(turns)))

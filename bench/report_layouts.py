@@ -130,19 +130,13 @@ def _without_empty(head: tuple[str, ...], lines: list[Line]) -> Lines:
 
 
 def parts(found: Sequence[Held]) -> Lines:
-    """A line a part: ours, and its share of the whole that it is a part of."""
-    medians: dict[str | tuple[str, str], float | None] = {}
-    for ours in filter(None, (race.ours for race in found)):
-        medians[ours.op, ours.shape] = ours.p50_ms
-        medians.setdefault(ours.op, ours.p50_ms)
+    """A line a part: ours, and its share of the whole that it is a part of, measured in turn."""
     lines = []
     for race in found:
         row, share = race.any, ""
-        # The whole of the same shape, where there is one.
-        whole = medians.get((row.whole, row.shape)) or medians.get(row.whole)
-        own = race.ours and race.ours.p50_ms
-        if whole and own:
-            share = f"{100 * own / whole:.0f} % of {row.whole}"
+        ratio = race.whole and time_ratio(race.whole, race.ours)
+        if ratio:
+            share = f"{100 / ratio[0]:.0f} % of {row.whole}"
         others = "; ".join(f"{other.provider}: {_against(other, race.ours)}" for other in race.others)
         spread = _spread(race.ours) if race.ours else ""
         lines.append(Line(race.rows, (row.op, row.shape, _ms(race.ours), spread, share, others)))

@@ -215,15 +215,16 @@ def machines(rows: Sequence[Row]) -> list[tuple[str, int | None]]:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The rows of one race: the first of ours, which ratios refer to, and all others."""
+    """The rows of one race: the first of ours, which ratios refer to, all others, and the whole that it is a part of."""
 
     ours: Row | None
     others: list[Row]
+    whole: Row | None = None
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """All of them, that of ours first."""
-        return (*((self.ours,) if self.ours else ()), *self.others)
+        return tuple(filter(None, (self.ours, *self.others, self.whole)))
 
     @property
     def any(self) -> Row:
@@ -245,7 +246,9 @@ def races(rows: Iterable[Row]) -> list[Held]:
             first = next(iter(ours), dtype)
             own = ours.get(dtype)
             mine = [row for row in group if row.dtype == dtype or (row.dtype not in ours and dtype == first)]
-            found.append(Held(own, [row for row in mine if row is not own and row.provider != OURS]))
+            whole = next((row for row in mine if row.provider == row.whole), None)
+            others = [row for row in mine if row.provider not in (OURS, row.whole)]
+            found.append(Held(own, others, whole))
     return [race for race in found if race.ours or race.others]
 
 

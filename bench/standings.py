@@ -86,15 +86,9 @@ def _bar_line(race: Race, bar: tuple, found: Sequence[dict]) -> str:
 
 
 def share_lines(found: Sequence[dict]) -> list[str]:
-    """For every whole among rows, its parts and their shares of its time."""
-    medians = {row["op"]: row["p50_ms"] for row in reversed(found) if row["provider"] == OURS}
-    lines = []
-    for whole in dict.fromkeys(row["whole"] for row in found if row["whole"]):
-        parts = dict.fromkeys(row["op"] for row in found if row["whole"] == whole)
-        total = medians.get(whole)
-        if total:
-            shares = (
-                f"{op} {milliseconds(medians[op])} ms ({medians[op] / total:.0%})" for op in parts if medians.get(op)
-            )
-            lines.append(f"{whole}: {milliseconds(total)} ms, of it {'; '.join(shares)}")
-    return lines
+    """For every whole, its parts and their shares of its time, both measured in turn."""
+    shares: dict[str, list[str]] = {}
+    for row in found:
+        if row["provider"] == row["whole"] and row["ratio"]:
+            shares.setdefault(row["whole"], []).append(f"{row['op']} {1 / row['ratio']['p50']:.0%}")
+    return [f"{whole}: {', '.join(parts)}" for whole, parts in shares.items()]

@@ -25,7 +25,7 @@ def native_limit(*tensors: Tensor, dtype: torch.dtype | None = torch.float32) ->
 
 def rms_norm_native(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``ops.rms_norm`` in float32."""
-    return _RMSNorm.apply(x, weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _norm(x, weight, eps)
 
 
 def residual_norm_native(
@@ -33,9 +33,10 @@ def residual_norm_native(
 ) -> tuple[Tensor, Tensor]:
     """total and normed of ``ops.residual_norm`` in float32."""
     if keys is None:
-        return _ResidualNorm.apply(x, branch, weight, eps)
+        compute = _ResidualNorm.apply if torch.is_grad_enabled() else _sum_and_norm
+        return compute(x, branch, weight, eps)
     total = dropout_add_reference(x, branch, keys, site, p)
-    return total, _RMSNorm.apply(total, weight, eps)
+    return total, rms_norm_native(total, weight, eps)
 
 
 def unit_heads(
@@ -44,17 +45,66 @@ def unit_heads(
     mask: Tensor | None = None,  # [B, N] bool
 ) -> Tensor:
     """x / max(|x|, 1e-12) exp(log_scale) for each head vector, zeros where the mask is False, whatever stands there."""
-    return _UnitHeads.apply(x, log_scale, mask)
+    if torch.is_grad_enabled():
+        return _UnitHeads.apply(x, log_scale, mask)
+    return _unit_heads(None, x, None if log_scale is None else log_scale.exp(), mask, None)
+
+
+# The work itself; the classes behind it keep what the gradients need, which takes torch longer than a short row.
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    normed = torch.empty(x.shape)
+    native.module().rms_norm(_rows(x), None, _buffer(weight), eps, None, _buffer(normed))
+    return normed
+
+
+def _sum_and_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total, normed = torch.empty(x.shape), torch.empty(x.shape)
+    native.module().rms_norm(_rows(x), _rows(branch), _buffer(weight), eps, _buffer(total), _buffer(normed))
+    return total, normed
+
+
+def _norm_backward(
+    dtotal: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    dx, dweight = torch.empty(total.shape), torch.empty(weight.shape)
+    inputs = None if dtotal is None else _rows(dtotal), _rows(dnormed), _rows(total), _buffer(weight), eps
+    native.module().rms_norm_backward(*inputs, _buffer(dx), _buffer(dweight))
+    return dx, dweight
+
+
+def _unit_heads(
+    dout: Tensor | None, x: Tensor, scales: Tensor | None, mask: Tensor | None, dscales: Tensor | None
+) -> Tensor:
+    """Of x, or where there is a dout the gradient of x, with that of the logarithms of the scales in dscales."""
+    out, (heads, dim) = torch.empty(x.shape), x.shape[2:]
+    given = None if dout is None else _rows(dout, axes=2)
+    optional = (None if t is None else _buffer(t.contiguous()) for t in (scales, mask))
+    outputs = _buffer(out), None if dscales is None else _buffer(dscales)
+    native.module().unit_heads(given, _rows(x, axes=2), heads, dim, *optional, *outputs)
+    return out
+
+
+def _rows(x: Tensor, axes: int = 1):
+    """The buffer of x, or of x as [R, C] with the last ``axes`` of its axes as C; a copy only where they are apart."""
+    if not x.is_contiguous():
+        x = x.reshape(-1, math.prod(x.shape[-axes:]))
+        x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return _buffer(x)
+
+
+def _buffer(x: Tensor):
+    # detach is a node that only a tensor with a gradient needs.
+    return (x.detach() if x.requires_grad else x).numpy()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows, normed = _rows(x), torch.empty(x.shape)
-        native.module().rms_norm(_buffer(rows), None, _buffer(weight), eps, None, _buffer(_flat(normed)))
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return normed
+        return _norm(x, weight, eps)
 
     @staticmethod
     @once_differentiable
@@ -65,9 +115,7 @@ class _RMSNorm(torch.autograd.Function):
 class _ResidualNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        total, normed = torch.empty(x.shape), torch.empty(x.shape)
-        outputs = _buffer(_flat(total)), _buffer(_flat(normed))
-        native.module().rms_norm(_buffer(_rows(x)), _buffer(_rows(branch)), _buffer(weight), eps, *outputs)
+        total, normed = _sum_and_norm(x, branch, weight, eps)
         ctx.save_for_backward(total, weight)
         ctx.eps = eps
         # Or an output that nobody uses would cost a tensor of zeros.
@@ -83,53 +131,16 @@ class _ResidualNorm(torch.autograd.Function):
         return dx, dx, dweight, None
 
 
-def _norm_backward(
-    dtotal: Tensor | None, dnormed: Tensor, total: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    dx, dweight = torch.empty(total.shape), torch.empty(weight.shape)
-    given = None if dtotal is None else _buffer(_rows(dtotal))
-    inputs = given, _buffer(_rows(dnormed)), _buffer(_rows(total)), _buffer(weight), eps
-    native.module().rms_norm_backward(*inputs, _buffer(_flat(dx)), _buffer(dweight))
-    return dx, dweight
-
-
 class _UnitHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, log_scale: Tensor | None, mask: Tensor | None) -> Tensor:
         scales = None if log_scale is None else log_scale.exp()
-        out = torch.empty(x.shape)
-        _unit_heads(None, x, scales, mask, out, None)
         ctx.save_for_backward(x, scales, mask)
-        return out
+        return _unit_heads(None, x, scales, mask, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, scales, mask = ctx.saved_tensors
-        dx, dlog_scale = torch.empty(x.shape), None if scales is None else torch.empty(scales.shape)
-        _unit_heads(dout, x, scales, mask, dx, dlog_scale)
-        return dx, dlog_scale, None
-
-
-def _unit_heads(
-    dout: Tensor | None, x: Tensor, scales: Tensor | None, mask: Tensor | None, out: Tensor, dscales: Tensor | None
-) -> None:
-    heads, dim = x.shape[2:]
-    given, rows = (None if t is None else _buffer(_rows(t, axes=2)) for t in (dout, x))
-    optional = (None if t is None else _buffer(t.reshape(-1)) for t in (scales, mask))
-    outputs = _buffer(out.view(-1, heads * dim)), None if dscales is None else _buffer(dscales)
-    native.module().unit_heads(given, rows, heads, dim, *optional, *outputs)
-
-
-def _rows(x: Tensor, axes: int = 1) -> Tensor:
-    """x as [R, C], the last ``axes`` of its axes in one piece; a copy only where they are not."""
-    rows = x.reshape(-1, math.prod(x.shape[-axes:])) if x.numel() else x.new_empty(0, math.prod(x.shape[-axes:]))
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.view(-1, x.shape[-1]) if x.shape[-1] else x.view(0, 0)
-
-
-def _buffer(x: Tensor):
-    return x.detach().numpy()
+        dlog_scale = None if scales is None else torch.empty(scales.shape)
+        return _unit_heads(dout, x, scales, mask, dlog_scale), dlog_scale, None

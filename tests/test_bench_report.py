@@ -104,7 +104,7 @@ def test_marks_say_what_is_not_committed_and_what_is_of_another_run(tmp_path):
 
 def test_parts_have_their_share_and_growth_is_no_part(tmp_path):
     table = table_of("pipeline", pipeline(), tmp_path)
-    assert "| read_scene | 6 x 768 x 576 | 50 | 45-60 | 25 % of raw bytes -> wireframe |  |" in table
+    assert "| read_scene | 6 x 768 x 576 | 50 | 45-60 | 20 % of raw bytes -> wireframe |  |" in table
     assert "| 5 % of raw bytes -> wireframe | NumPy reference: 75, 7.50 x (7.00-8.00) |" in table
     assert len(table.splitlines()) == 2 + 2 + 3 and "threads |" not in table
 

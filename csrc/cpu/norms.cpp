@@ -13,7 +13,7 @@ namespace {
 // Rows whose gradients of the weight are added in float before they are in double.
 constexpr int64_t kRowsTogether = 64;
 
-// Rows of floats, each in one piece, `stride` apart.
+// Rows of `width` numbers, each in one piece, `stride` apart.
 template <class T>
 struct Rows {
   py::buffer_info info;
@@ -23,19 +23,36 @@ struct Rows {
   T* operator[](int64_t row) const { return data + row * stride; }
 };
 
+bool contiguous(const py::buffer_info& info) {
+  py::ssize_t stride = info.itemsize;
+  for (size_t axis = size_t(info.ndim); axis-- > 0;) {
+    if (info.shape[axis] > 1 && info.strides[axis] != stride) return false;
+    stride *= info.shape[axis];
+  }
+  return true;
+}
+
+// A contiguous buffer of any shape, or one of two axes whose rows are each in one piece.
 template <class T>
 Rows<T> rows(const py::object& object, const char* name, int64_t count, int64_t width) {
+  const std::string called(name);
   py::buffer_info info = py::reinterpret_borrow<py::buffer>(object).request(!std::is_const_v<T>);
-  if (!detail::same_type<T>(info)) throw py::type_error(std::string(name) + " must be float32");
-  const bool fits = info.ndim == 2 && (count == kAny || info.shape[0] == count) && info.shape[1] == width;
-  if (!fits) throw py::value_error(std::string(name) + " does not have the rows that it should");
-  const int64_t stride = info.strides[0] / int64_t(sizeof(float));
-  const bool in_one_piece = width <= 1 || info.strides[1] == int64_t(sizeof(float));
-  if (!in_one_piece || stride * int64_t(sizeof(float)) != info.strides[0]) {
-    throw py::value_error(std::string(name) + " must have rows in one piece");
+  if (!detail::same_type<T>(info)) throw py::type_error(called + " must be " + detail::type_name<T>());
+  // The last axes make a row, those before them count the rows.
+  size_t axis = size_t(info.ndim);
+  int64_t found = 1, together = 1;
+  while (axis > 0 && together != width) together *= info.shape[--axis];
+  if (together != width) throw py::value_error(called + " must have rows of " + std::to_string(width));
+  for (size_t i = 0; i < axis; ++i) found *= info.shape[i];
+  if (count != kAny && found != count) throw py::value_error(called + " does not have the rows that it should");
+  int64_t stride = width;
+  if (info.size > 0 && !contiguous(info)) {
+    const auto size = py::ssize_t(sizeof(T));
+    const bool table = info.ndim == 2 && axis == 1 && (width <= 1 || info.strides[1] == size);
+    if (!table || info.strides[0] % size != 0) throw py::value_error(called + " must have rows in one piece");
+    stride = info.strides[0] / size;
   }
   T* data = static_cast<T*>(info.ptr);
-  const int64_t found = info.shape[0];
   return {std::move(info), data, found, stride};
 }
 
@@ -145,15 +162,14 @@ struct NormInputs {
   const Rows<const float>&x, *branch;
   const float* weight;
   float eps;
-  float *total, *normed;
+  const Rows<float>*total, &normed;
   int64_t width;
 };
 
 WIREFRAME_INLINE void norm_rows(const NormInputs& in) {
   for (int64_t row = 0; row < in.x.count; ++row) {
-    const int64_t at = row * in.width;
-    norm_row(in.x[row], in.branch ? (*in.branch)[row] : nullptr, in.weight, in.eps, in.total ? in.total + at : nullptr,
-             in.normed + at, in.width);
+    const float* branch = in.branch ? (*in.branch)[row] : nullptr;
+    norm_row(in.x[row], branch, in.weight, in.eps, in.total ? (*in.total)[row] : nullptr, in.normed[row], in.width);
   }
 }
 
@@ -161,7 +177,8 @@ struct NormGradients {
   const Rows<const float>*dtotal, &dnormed, &total;
   const float* weight;
   float eps;
-  float *dx, *dweight;
+  const Rows<float>& dx;
+  float* dweight;
   int64_t width;
 };
 
@@ -172,7 +189,7 @@ WIREFRAME_INLINE void norm_rows_backward(const NormGradients& in) {
     std::fill(part.begin(), part.end(), 0.0f);
     for (int64_t row = first; row < std::min(first + kRowsTogether, in.total.count); ++row) {
       norm_row_backward(in.dtotal ? (*in.dtotal)[row] : nullptr, in.dnormed[row], in.total[row], in.weight, in.eps,
-                        in.dx + row * in.width, part.data(), in.width);
+                        in.dx[row], part.data(), in.width);
     }
     for (size_t i = 0; i < whole.size(); ++i) whole[i] += part[i];
   }
@@ -181,9 +198,9 @@ WIREFRAME_INLINE void norm_rows_backward(const NormGradients& in) {
 
 struct Heads {
   const Rows<const float>&x, *dout;
-  const float* scales;  // nullptr: all 1
-  const bool* mask;     // nullptr: all true
-  float* out;           // or the gradient of x
+  const float* scales;          // nullptr: all 1
+  const Rows<const bool>* mask;  // nullptr: all true
+  const Rows<float>& out;        // or the gradient of x
   float* dscales;
   int64_t heads, dim;
 };
@@ -192,8 +209,8 @@ WIREFRAME_INLINE void unit_vectors(const Heads& in) {
   std::vector<double> sums(size_t(in.heads), 0.0);
   const int64_t width = in.heads * in.dim;
   for (int64_t row = 0; row < in.x.count; ++row) {
-    float* out = in.out + row * width;
-    if (in.mask && !in.mask[row]) {
+    float* out = in.out[row];
+    if (in.mask && !*(*in.mask)[row]) {
       std::fill(out, out + width, 0.0f);
       continue;
     }
@@ -233,11 +250,11 @@ void rms_norm(const py::object& x_object, const py::object& branch_object, const
   const auto weight = span<const float>(weight_object, "weight", {kAny});
   const auto x = rows<const float>(x_object, "x", kAny, weight.size);
   auto branch = rows_or_none<const float>(branch_object, "branch", x.count, weight.size);
-  std::optional<Span<float>> total;
-  if (branch) total = span<float>(total_object, "total", {x.count, weight.size});
-  const auto normed = span<float>(normed_object, "normed", {x.count, weight.size});
+  std::optional<Rows<float>> total;
+  if (branch) total = rows<float>(total_object, "total", x.count, weight.size);
+  const auto normed = rows<float>(normed_object, "normed", x.count, weight.size);
   py::gil_scoped_release release;
-  const NormInputs in{x, pointer(branch), weight.data, eps, total ? total->data : nullptr, normed.data, weight.size};
+  const NormInputs in{x, pointer(branch), weight.data, eps, pointer(total), normed, weight.size};
   has_avx2() ? norm_rows_avx2(in) : norm_rows(in);
 }
 
@@ -248,10 +265,10 @@ void rms_norm_backward(const py::object& dtotal_object, const py::object& dnorme
   const auto total = rows<const float>(total_object, "total", kAny, weight.size);
   auto dtotal = rows_or_none<const float>(dtotal_object, "dtotal", total.count, weight.size);
   const auto dnormed = rows<const float>(dnormed_object, "dnormed", total.count, weight.size);
-  const auto dx = span<float>(dx_object, "dx", {total.count, weight.size});
+  const auto dx = rows<float>(dx_object, "dx", total.count, weight.size);
   const auto dweight = span<float>(dweight_object, "dweight", {weight.size});
   py::gil_scoped_release release;
-  const NormGradients in{pointer(dtotal), dnormed, total, weight.data, eps, dx.data, dweight.data, weight.size};
+  const NormGradients in{pointer(dtotal), dnormed, total, weight.data, eps, dx, dweight.data, weight.size};
   has_avx2() ? norm_rows_backward_avx2(in) : norm_rows_backward(in);
 }
 
@@ -261,14 +278,13 @@ void unit_heads(const py::object& dout_object, const py::object& x_object, int64
   const auto x = rows<const float>(x_object, "x", kAny, heads * dim);
   auto dout = rows_or_none<const float>(dout_object, "dout", x.count, heads * dim);
   std::optional<Span<const float>> scales;
-  std::optional<Span<const bool>> mask;
+  auto mask = rows_or_none<const bool>(mask_object, "mask", x.count, 1);
   std::optional<Span<float>> dscales;
   if (!scales_object.is_none()) scales = span<const float>(scales_object, "scales", {heads});
-  if (!mask_object.is_none()) mask = span<const bool>(mask_object, "mask", {x.count});
   if (!dscales_object.is_none()) dscales = span<float>(dscales_object, "dscales", {heads});
-  const auto out = span<float>(out_object, "out", {x.count, heads * dim});
+  const auto out = rows<float>(out_object, "out", x.count, heads * dim);
   py::gil_scoped_release release;
-  const Heads in{x, pointer(dout), scales ? scales->data : nullptr, mask ? mask->data : nullptr, out.data,
+  const Heads in{x, pointer(dout), scales ? scales->data : nullptr, pointer(mask), out,
                  dscales ? dscales->data : nullptr, heads, dim};
   has_avx2() ? unit_vectors_avx2(in) : unit_vectors(in);
 }
