@@ -102,8 +102,8 @@ class Race(NamedTuple):
     """sizes: what growth plots draw against. budget: the error that results may have, relative to the reference.
 
     host: whether the launches of the host count on a GPU. cache: "cold" or "warm", None on a CPU. flops, bytes: of the
-    operation, None where unknown. whole: the operation that this one is a part of, and the provider that runs it in turn
-    with the part.
+    operation, None where unknown. whole: the operation that this one is a part of, and the provider of it that takes
+    turns with the part.
     """
 
     op: str

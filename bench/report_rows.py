@@ -215,7 +215,7 @@ def machines(rows: Sequence[Row]) -> list[tuple[str, int | None]]:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The rows of one race: the first of ours, which ratios refer to, all others, and the whole that it is a part of."""
+    """The rows of one race: the first of ours, which ratios refer to, the others, and the whole where it is a part."""
 
     ours: Row | None
     others: list[Row]
