@@ -59,7 +59,7 @@ def _step_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--stage", type=int, nargs="+", choices=(1, 2, 3), default=(1, 3), help="of the recipe (1 3)")
     part.add_argument("--rounds", type=positive, default=9, help="turns of each provider (default 9)")
     part.add_argument("--steps", type=positive, default=20, help="steps of a turn (default 20)")
-    model = part.add_argument_group("the model of a step, which runs nothing; of the options above --stage and --out")
+    model = part.add_argument_group("the model of a step, which runs nothing; with --stage and --out alone")
     model.add_argument("--model", action="store_true", help="no GPU: launches, products, bytes, times to expect")
     model.add_argument("--of", choices=("ours", "plain"), default="ours", help="ours, or the model in plain PyTorch")
     model.add_argument("--list", action="store_true", help="every operation")
@@ -69,7 +69,10 @@ def _step(arguments: argparse.Namespace) -> int:
     if arguments.model:
         refuse(
             (getattr(arguments, name) != value, f"--{name}", "--model runs nothing")
-            for name, value in (("small", False), ("seconds", None), ("device", "cuda"))
+            for name, value in (
+                ("small", False), ("seconds", None), ("device", "cuda"), ("rounds", 9), ("steps", 20),
+                ("backend", "inductor"),
+            )
         )
         from wireframe.bench import step_model
 

@@ -7,8 +7,9 @@
 #   bash bench/gpu_check.sh step-tests             the step's operations and graph: by name only
 #   bash bench/gpu_check.sh step-1                 a step of stage 1 beside its rivals: by name only
 #   bash bench/gpu_check.sh step-3                 the same of stage 3
-# Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement, to which calls that
-# name their steps add. None is the checkout's: rows to keep are appended to bench/results/DEVICE.jsonl by hand.
+#   bash bench/gpu_check.sh model-compiled         inference beside torch.compile: by name only
+# Three files: summary.txt, a line a step; steps.log, all they said; bench.jsonl, a row a measurement. Calls that name
+# their steps add to all three. None is the checkout's: rows to keep are appended to bench/results/DEVICE.jsonl by hand.
 # Needs torch, triton, numpy, pybind11, ninja, setuptools, pytest, pytest-benchmark and a C++ compiler; no network, and
 # nothing is installed. nvcc is looked for in CUDA_HOME, PATH and /usr/local/cuda; without it the CUDA module is left out.
 # Every step has its own time limit and the sum is below 9 minutes for each of these calls. A failed step does not stop
@@ -26,9 +27,8 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8
 
 SUMMARY=$OUT/summary.txt LOG=$OUT/steps.log ROWS=$OUT/bench.jsonl
-[ $# -gt 0 ] || rm -f "$ROWS"
-: > "$SUMMARY"
-: > "$LOG"
+[ $# -gt 0 ] || rm -f "$ROWS" "$SUMMARY" "$LOG"
+touch "$SUMMARY" "$LOG" || exit 1
 failed=0
 
 say() { echo "$*" | tee -a "$SUMMARY"; }
@@ -191,7 +191,7 @@ step sanitizer 40 bash -c "gpu_tests tests/test_gpu_sanitizer.py"
 # The benchmarks compile no further rival after their time, and name what they left out.
 step attention 125 bash -c "races kernels 60 qk_norm"
 step transport 75 bash -c "races kernels 35 'sinkhorn or segment_matching'"
-step model 25 bash -c "races pipeline 1 perceiver"
+step model 30 bash -c "races pipeline 1 'perceiver or wireframe or predict_segments'"
 step fusion 30 bash -c "races kernels 1 'not (qk_norm or sinkhorn or segment_matching)'"
 
 by-name() { [[ $wanted != *" $1 "* ]] || step "$@"; }
@@ -199,6 +199,7 @@ by-name() { [[ $wanted != *" $1 "* ]] || step "$@"; }
 by-name contract 200 bash -c contract
 by-name fingerprint 200 bash -c fingerprint
 by-name step-tests 200 bash -c step-tests
+by-name model-compiled 200 bash -c "races pipeline 120 perceiver"
 by-name step-1 500 bash -c "step-table 1"
 by-name step-3 500 bash -c "step-table 3"
 

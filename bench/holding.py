@@ -3,6 +3,8 @@
 Every rival first computes the whole of its inputs, and one whose result is off the reference (the work's own, else the
 first exact rival that runs) is not timed. Then all rounds of all rivals are one call of ``benchmark.pedantic``: rivals
 take turns, so that a drift of the machine hits all of them, and times of one turn are pairs, of which ratios are made.
+The order within a turn goes round, and short calls on a CPU are made once before, or a rival's time would be that of
+what its neighbour left in the caches.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gc
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,11 +27,14 @@ from wireframe.bench.names import LEFT_OUT, OURS
 from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
 
-# A call of microseconds is repeated beyond what is asked for, until this much time is spent on it; one of seconds less
-# often, down to the least, so that a rival takes no longer than this.
+# A call of microseconds is repeated beyond what is asked for, until this much time is spent on its rounds; one of
+# seconds less often, so that they take no longer than this, but no less often than the least.
 _LEAST_S, _MOST_S = 0.2, 6.0
 _MOST_FACTOR, _LEAST_ROUNDS = 20, 3
-_WARM_UP = 2
+# Turns that do not count, for calls of less than this; longer ones have run several times by then.
+_WARM_UP, _WARM_UP_S = 2, 1.0
+# Below this a CPU's time depends on what the call before it left in the caches.
+_SHORT_S = 0.02
 
 # Calls in one captured graph, one after another: the time between two graphs is not part of a call.
 _GRAPH_CALLS = 16
@@ -40,7 +46,8 @@ class Entry:
     def __init__(self, rival: Rival) -> None:
         self.rival = rival
         self.failed: str | None = None
-        self.host_bound = False
+        # Whether the device waits while the host launches, and whether it once did not wait long enough.
+        self.hidden = self.host_bound = False
         self.error = self.peak_mib = self.first_s = None
         self.times: dict[int, float] = {}
         self.calls: list[_Call | _Replay] = []
@@ -57,7 +64,7 @@ class Entry:
         if self.failed is None:
             try:
                 self._stack.enter_context(self.rival.context())
-                if warm and isinstance(call, _Call):
+                if warm:
                     call.prepare()
                     call()
                 call.prepare()
@@ -72,10 +79,14 @@ class Entry:
 
     def _caught(self, call: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> None:
+            start = time.perf_counter()
             try:
                 call()
             except Exception as failure:
                 self.failed = reason(failure)
+            # So too where the queue of launches was full, which one launch alone does not tell.
+            if self.hidden and time.perf_counter() - start >= clocks.pause_s(self.launch_s):
+                self.host_bound = True
 
         return run
 
@@ -164,12 +175,15 @@ def hold(race: Race, benchmark: Any, how: How) -> list[Entry]:
     racing = [entry for entry in entries if entry.failed is None]
     if racing:
         turns = schedule([entry.estimate_s for entry in racing], how.repeats, 0.0 if how.small else _LEAST_S)
-        warm = [] if how.small else [(turn, i) for turn in range(_WARM_UP) for i in range(len(racing))]
+        quick = [] if how.small else [i for i, entry in enumerate(racing) if entry.estimate_s < _WARM_UP_S]
+        warm = [(turn, i) for turn in range(_WARM_UP) for i in quick]
         coming, prepare = iter([*warm, *turns]), clocks.preparation(how.device, race.host, race.cache)
+        short = _SHORT_S if how.device == "cpu" and not how.small else 0.0
 
         def setup() -> tuple:
             turn, number = next(coming)
-            return (racing[number], racing[number].enter(turn, prepare, race.cache == "warm")), {}
+            entry = racing[number]
+            return (entry, entry.enter(turn, prepare, race.cache == "warm" or entry.estimate_s < short)), {}
 
         benchmark.pedantic(
             lambda entry, run: run(), setup=setup, teardown=lambda entry, run: entry.leave(),
@@ -202,20 +216,34 @@ def _forget_other(work: Work) -> None:
 def schedule(
     estimates: Sequence[float], repeats: int, least: float = _LEAST_S, most: float = _MOST_S
 ) -> list[tuple[int, int]]:
-    """(turn, rival) of every round. Slow rivals run in every second, fourth, ... turn, so that turns stay pairs."""
+    """(turn, rival) of every round. Slow rivals run in every second, fourth, ... turn, so that turns stay pairs.
+
+    Of the turns of the same rivals each begins with the next one.
+    """
     wanted = [
         max(min(_LEAST_ROUNDS, repeats), min(max(repeats, least / s), repeats * _MOST_FACTOR, most / s))
         for s in (max(estimate, 1e-9) for estimate in estimates)
     ]
     turns = math.ceil(max(wanted))
     strides = [2 ** int(math.log2(turns / math.ceil(rounds))) for rounds in wanted]
-    return [(turn, i) for turn in range(turns) for i, stride in enumerate(strides) if turn % stride == 0]
+    rounds, begun = [], Counter()
+    for turn in range(turns):
+        taking = [i for i, stride in enumerate(strides) if turn % stride == 0]
+        first = begun[len(taking)] % max(1, len(taking))
+        begun[len(taking)] += 1
+        rounds += [(turn, i) for i in (*taking[first:], *taking[:first])]
+    return rounds
 
 
 def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
     """An entry a rival after its first calls; those that failed, or computed something else, say why."""
     entries = [Entry(r) for r in work.rivals if race.mode.removesuffix(GRAPH) in r.modes]
-    reference = None if work.reference is None else [work.reference(*inputs) for inputs in work.inputs]
+    reference, without = None, ""
+    if work.reference is not None:
+        try:
+            reference = [work.reference(*inputs) for inputs in work.inputs]
+        except Exception as failure:
+            without = f"the reference: {reason(failure)}"
     for entry in entries:
         rival = entry.rival
         if rival.slow and how.late():
@@ -224,6 +252,8 @@ def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
         try:
             with rival.context():
                 found = _first_calls(entry, race, work, how)
+            if rival.exact and without:
+                raise ValueError(f"there is nothing to hold it against, {without}")
             if rival.exact and reference is None:
                 reference = found
                 # Ours beside itself would be right whatever it computes.
@@ -237,6 +267,8 @@ def _admitted(race: Race, work: Work, how: How) -> list[Entry]:
             entry.failed = reason(failure)
         if entry.failed:
             entry.calls.clear()
+            if rival.exact and reference is None and not without:
+                without = f"{rival.provider}: {entry.failed}"
     return entries
 
 
@@ -265,7 +297,8 @@ def _first_calls(entry: Entry, race: Race, work: Work, how: How) -> list:
     entry.launch_s = time.perf_counter() - launched
     if how.device != "cpu":
         torch.cuda.synchronize()
-    entry.host_bound = how.device != "cpu" and not race.host and clocks.too_long(entry.launch_s)
+    entry.hidden = how.device != "cpu" and not race.host
+    entry.host_bound = entry.hidden and clocks.too_long(entry.launch_s)
     entry.estimate_s = time.perf_counter() - start
     # What a graph needs was taken when it was captured.
     if entry.estimate_s < _MOST_S / 2 and isinstance(entry.calls[0], _Call):

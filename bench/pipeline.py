@@ -19,9 +19,9 @@ from wireframe import hashing
 from wireframe.bench.race import Bar, How, Race, Rival, Work
 from wireframe.colmap import read_points3d
 from wireframe.fusion import fuse_views
-from wireframe.graph import Wireframe, segments_to_wireframe
+from wireframe.graph import Wireframe
 from wireframe.perceiver import Perceiver, PerceiverConfig
-from wireframe.predict import predict_segments, predict_wireframe, wireframe_of
+from wireframe.predict import SceneSegments, predict_segments, predict_wireframe, wireframe_of
 from wireframe.rivals import try_handcrafted
 from wireframe.sampling import SampledScene, sample_points
 from wireframe.scene import Scene, read_scene
@@ -140,41 +140,41 @@ def _model(setup: Setup, device: str) -> Perceiver:
 
 
 def _raw(setup: Setup, how: How) -> Work:
-    model = _model(setup, how.device)
-    return _ours(lambda row: predict_wireframe(row, model, threshold=0.0), raw_row(setup))
+    model, images = _model(setup, how.device), make_scene(SEED, INDEX, setup.scene)
+
+    def handcrafted(_: dict) -> Wireframe:
+        found, reason = try_handcrafted(images)
+        if reason:
+            raise RuntimeError(reason)
+        return found
+
+    work = _ours(lambda row: predict_wireframe(row, model, threshold=0.0), raw_row(setup))
+    # It takes images, so that of the two it alone is spared the decoding.
+    rival = Rival("handcrafted (hoho2025), from decoded images", lambda: handcrafted, exact=False)
+    work.rivals = [*work.rivals, rival]
+    return work
 
 
-def beside_the_whole(work: Work, whole: str, run: Callable[[], object]) -> Work:
-    """The work of a part, whose rivals take turns with the whole that it is a part of."""
-    work.rivals = [*work.rivals, Rival(whole, lambda: lambda *_: run(), exact=False)]
+def beside_the_whole(work: Work, whole: str, run: Callable[..., object]) -> Work:
+    """The work of a part, whose rivals take turns with the whole that it is a part of; run: of the part's inputs."""
+    work.rivals = [*work.rivals, Rival(whole, lambda: run, exact=False)]
     return work
 
 
 def _part(make: Callable, whole: str, setup: Setup, how: How) -> Work:
     work = {RAW: _raw, "read_scene": _reading}[whole](setup, how)
     (inputs,), run = work.inputs, work.rivals[0].build()
-    return beside_the_whole(make(setup, how), whole, lambda: run(*inputs))
+    return beside_the_whole(make(setup, how), whole, lambda *_: run(*inputs))
 
 
 def _decoded(setup: Setup, how: How) -> Work:
     model = _model(setup, how.device)
 
-    def ours(scene: Scene, _: dict) -> Wireframe:
+    def ours(scene: Scene) -> Wireframe:
         sample = sample_points(fuse_views(scene, setup.depth_points_per_view), setup.model.num_points)
         return wireframe_of(predict_segments(sample, model), sample, threshold=0.0)
 
-    def handcrafted(_: Scene, row: dict) -> Wireframe:
-        found, reason = try_handcrafted(row)
-        if reason:
-            raise RuntimeError(reason)
-        return found
-
-    row = make_scene(SEED, INDEX, setup.scene)
-    rivals = [
-        Rival("ours", lambda: ours, deterministic=True),
-        Rival("handcrafted (hoho2025)", lambda: handcrafted, exact=False),
-    ]
-    return Work([(decoded(setup), row)], rivals)
+    return _ours(ours, decoded(setup))
 
 
 def _reading(setup: Setup, how: How) -> Work:
@@ -217,8 +217,11 @@ def _segments(setup: Setup, how: How) -> Work:
 
 
 def _graph(setup: Setup, how: How) -> Work:
-    points, class_id = sampled(setup, setup.model.num_points).world_points()
-    return _ours(segments_to_wireframe, noisy_segments(decoded(setup), setup.model.segments), points, class_id)
+    segments = noisy_segments(decoded(setup), setup.model.segments)
+    found = SceneSegments(segments, np.ones(len(segments), np.float32))
+    return _ours(
+        lambda found, sample: wireframe_of(found, sample, threshold=0.0), found, sampled(setup, setup.model.num_points)
+    )
 
 
 def _making(setup: Setup, how: How) -> Work:

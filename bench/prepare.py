@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -139,12 +138,14 @@ def _views(raw: RawSample) -> int:
 def _part(part: tuple, size: str, scenes: int, whole: str | None) -> Work:
     function, arguments, chosen = part
     samples = list(iter_samples(Path(_raw(size, scenes).name)))
-    inputs = [arguments(sample) for sample in samples]
-    rivals = [Rival("ours", lambda: function, deterministic=True)]
+
+    def run(_: RawSample, *inputs, **how):
+        return function(*inputs, **how)
+
+    rivals = [Rival("ours", lambda: run, deterministic=True)]
     if chosen:
         # In one thread, as a worker runs it.
-        reference, ours, one_thread = own_rivals(function)
+        reference, ours, one_thread = own_rivals(run)
         rivals = [reference, one_thread._replace(provider=ours.provider)]
-    turns = itertools.cycle(samples)
-    work = Work(inputs, rivals)
-    return work if whole is None else beside_the_whole(work, whole, lambda: _scene(next(turns)))
+    work = Work([(sample, *arguments(sample)) for sample in samples], rivals)
+    return work if whole is None else beside_the_whole(work, whole, lambda sample, *_: _scene(sample))

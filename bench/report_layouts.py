@@ -60,8 +60,16 @@ def _against(row: Row | None, ours: Row | None) -> str:
     ratio = row and time_ratio(row, ours)
     if not ratio:
         return _ms(row)
-    other = ours is not None and row.ratio is not None and (row.date, row.commit) != (ours.date, ours.commit)
-    return f"{_ms(row)}, {times_said(ratio)}{OTHER_RUN_MARK if other else ''}"
+    return f"{_ms(row)}, {_ratio_said(row, ours)}"
+
+
+def _ratio_said(row: Row, ours: Row | None) -> str:
+    """The ratio, marked where the two were measured in different runs; empty where there is none."""
+    ratio = time_ratio(row, ours)
+    if not ratio:
+        return ""
+    other = ours is not None and (row.date, row.commit) != (ours.date, ours.commit)
+    return f"{times_said(ratio)}{OTHER_RUN_MARK if other else ''}"
 
 
 def _name(race: Held, found: Sequence[Held]) -> str:
@@ -76,6 +84,10 @@ def _name(race: Held, found: Sequence[Held]) -> str:
 def _is_same(row: Row) -> bool:
     """False of what is timed and computes something else."""
     return row.exact or row.of_ours or row.failed is not None
+
+
+def _named(row: Row, race: Held) -> str:
+    return f"{row.provider}{'' if _is_same(row) else ' (not the same)'}: {_against(row, race.ours)}"
 
 
 def _standing(race: Held) -> str:
@@ -109,11 +121,7 @@ def rivals(named: tuple[str, ...], others: bool = True) -> Layout:
         lines = []
         for race in found:
             by_name = {row.provider: row for row in race.others}
-            rest = [
-                f"{row.provider}{'' if _is_same(row) else ' (not the same)'}: {_against(row, race.ours)}"
-                for row in race.others
-                if others and row.provider not in named
-            ]
+            rest = [_named(row, race) for row in race.others if others and row.provider not in named]
             cells = (
                 _name(race, found), race.any.shape, _ms(race.ours),
                 *(_against(by_name.get(name), race.ours) for name in named), "; ".join(rest), _standing(race),
@@ -137,7 +145,7 @@ def parts(found: Sequence[Held]) -> Lines:
         ratio = race.whole and time_ratio(race.whole, race.ours)
         if ratio:
             share = f"{100 / ratio[0]:.0f} % of {row.whole}"
-        others = "; ".join(f"{other.provider}: {_against(other, race.ours)}" for other in race.others)
+        others = "; ".join(_named(other, race) for other in race.others)
         spread = _spread(race.ours) if race.ours else ""
         lines.append(Line(race.rows, (row.op, row.shape, _ms(race.ours), spread, share, others)))
     return _without_empty(("part", "shape", "median", "p20-p80", "share", "rivals"), lines)
@@ -150,7 +158,7 @@ def throughput(found: Sequence[Held]) -> Lines:
         for row in race.rows:
             scenes = row.sizes.get("scenes")
             rate = f"{1e3 * scenes / row.p50_ms:.3g}" if scenes and row.p50_ms else ""
-            ratio = "" if row is race.ours or not time_ratio(row, race.ours) else times_said(time_ratio(row, race.ours))
+            ratio = "" if row is race.ours else _ratio_said(row, race.ours)
             lines.append(Line((row,), (row.provider, row.shape, rate, _ms(row), ratio)))
     return ("provider", "shape", "scenes/s", "ms", "time / ours"), lines
 
@@ -160,12 +168,12 @@ def steps(found: Sequence[Held]) -> Lines:
     lines = []
     for race in found:
         for row in race.rows:
-            ratio = None if row is race.ours else time_ratio(row, race.ours)
+            ratio = "" if row is race.ours else _ratio_said(row, race.ours)
             mfu = "" if row.mfu is None else f"{row.mfu:.1%} of {row.mfu_of:g} TFLOP/s" if row.mfu_of else ""
             more = ("" if value is None else f"{value:g}" for value in (row.launches, row.peak_mib))
             launches, peak = more
             idle = "" if row.idle is None else f"{row.idle:.1%}"
-            cells = (row.shape, row.provider, _ms(row), _spread(row), times_said(ratio) if ratio else "", mfu, launches,
+            cells = (row.shape, row.provider, _ms(row), _spread(row), ratio, mfu, launches,
                      idle, peak)  # fmt: skip
             lines.append(Line((row,), cells))
     head = ("step", "provider", "ms a step", "p20-p80", "time / ours", "MFU", "launches", "idle", "peak MiB")

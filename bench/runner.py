@@ -21,6 +21,7 @@ from wireframe.bench.holding import hold
 from wireframe.bench.names import OURS
 from wireframe.bench.race import How, Race
 from wireframe.errors import ConfigError, MissingPackageError
+from wireframe.files import check_target
 
 SUITE = Path(__file__).resolve().parent / "suite"
 PARTS = ("kernels", "pipeline")
@@ -118,10 +119,16 @@ def run(options: argparse.Namespace) -> int:
         seconds=seconds,
     )  # fmt: skip
     out = options.out or timing.default_out(timing.device_name(device), how.small)
+    if out is None and not how.small:
+        print("rows are not kept: this is no checkout; give a file by --out")
+    if options.json:
+        check_target(options.json)
     suite = Suite(how, out, lambda line: print(line, flush=True), command)
     status = _pytest(suite, options.part, options.k, options.json)
-    if status in (4, 5):
+    if status == 5:
         raise ConfigError(f"no race of {options.part} matches -k {options.k!r}")
+    if status == 4:
+        raise ConfigError("pytest refused its arguments (above); -k takes names with and, or, not and brackets")
     if status == 2:
         raise KeyboardInterrupt
     print("", *standings.share_lines(suite.rows), sep="\n")

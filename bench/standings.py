@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wireframe.bench.holding import Entry
-from wireframe.bench.names import OURS
+from wireframe.bench.names import LEFT_OUT, OURS
 from wireframe.bench.race import Race
 from wireframe.bench.timing import milliseconds, paired_ratio, percentiles
 
@@ -45,6 +45,8 @@ def table_line(row: dict) -> str:
     if "failed" in row:
         return f"| {row['provider']} | not timed: {row['failed']} | | | | |"
     low, middle, high = (row[f"{name}_ms"] for name in ("p20", "p50", "p80"))
+    if middle is None:
+        return f"| {row['provider']} | not timed: pytest-benchmark is disabled | | | | |"
     # One unit for all three.
     factor, unit = (1e3, "us") if middle < 0.1 else (1, "ms")
     ratio = row["ratio"]
@@ -70,6 +72,8 @@ def bar_lines(race: Race, found: Sequence[dict]) -> list[str]:
 
 def _bar_line(race: Race, bar: tuple, found: Sequence[dict]) -> str:
     timed = [row for row in found if row["p50_ms"] is not None and row["dtype"] == race.dtype]
+    of_bar = [row for row in found if bar.rival and row["provider"].startswith(bar.rival)]
+    left_out = [row["provider"] for row in of_bar if row.get("failed") == LEFT_OUT]
     ours = next((row for row in timed if row["provider"] == OURS), None)
     if bar.memory:
         wanted, value = f"MiB <= {bar.bound:g}", ours and ours["peak_mib"]
@@ -82,7 +86,8 @@ def _bar_line(race: Race, bar: tuple, found: Sequence[dict]) -> str:
     if value is None:
         return f"{said}not measured yet"
     met = value >= bar.bound if bar.rival else value <= bar.bound
-    return f"{said}measured {value:.3g}: {'met' if met else 'missed'}"
+    without = f", without {', '.join(left_out)}, for which the time was over" if left_out else ""
+    return f"{said}measured {value:.3g}: {'met' if met else 'missed'}{without}"
 
 
 def share_lines(found: Sequence[dict]) -> list[str]:

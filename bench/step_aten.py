@@ -97,6 +97,10 @@ def reduced(name: str, arguments: tuple, keywords: dict) -> tuple | None:
     if kind(name) != REDUCTION:
         return None
     x = next(a for a in arguments if isinstance(a, Tensor))
+    if "norm_backward" in name:
+        # What is given are the lengths of the last axes.
+        lengths = next(a for a in arguments if isinstance(a, (list, tuple)))
+        return tuple(x.shape), tuple(range(x.dim() - len(lengths), x.dim()))
     axes = next((a for a in arguments[1:] if isinstance(a, (list, tuple, int))), keywords.get("dim"))
     axes = range(x.dim()) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
     return tuple(x.shape), tuple(sorted(a % max(x.dim(), 1) for a in axes))

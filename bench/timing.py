@@ -57,7 +57,8 @@ def percentiles(times: Sequence[float]) -> dict:
 def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict:
     """The ratio of medians, with its 95 % interval by the bootstrap over pairs (equal places of both).
 
-    low and high, its ends, are None where there are fewer than 6 pairs.
+    Turns count as independent: on a machine whose speed drifts from turn to turn the interval is too narrow. low and
+    high, its ends, are None where there are fewer than 6 pairs.
     """
     both = np.array([theirs, ours])
     drawn = np.random.default_rng(0).integers(both.shape[1], size=(_RESAMPLES, both.shape[1]))
@@ -154,9 +155,14 @@ def default_out(device: str, small: bool) -> Path | None:
 
 
 def append_rows(path: str | os.PathLike, rows: Iterable[dict]) -> None:
-    """Appends JSON lines, so that what was measured is kept when a later part is stopped."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    """Appends JSON lines by one write, so that a stop, or another process, leaves whole lines or none of these."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    with open(path, "a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            # A line that was broken off stays one.
+            lines = lines if file.read(1) == b"\n" else f"\n{lines}"
+        file.write(lines.encode())
 
 
 def milliseconds(value: float) -> str:

@@ -1,8 +1,8 @@
 """``wireframe bench report``: its tables say what the rows say, and what cannot be read is named."""
 
 import json
-import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bench_rows import MASKED, attention, every, made, pipeline, rows_of, steps, write
@@ -279,31 +279,24 @@ def test_rows_given_by_name_write_only_what_is_named(tmp_path, monkeypatch, caps
     assert main(["bench", "report", "--check", "x.md", "--readme", "x.md"]) == 2
 
 
-def test_the_committed_rows_are_rows():
-    rows = read_rows([ROOT / "bench" / "results"])
-    assert len(rows) >= 385 and all(row.device and row.commit for row in rows)
-
-
 def test_the_readme_holds_the_committed_rows(capsys):
-    if "<!-- bench:" not in (ROOT / "README.md").read_text():
-        pytest.skip("the README has no table of wireframe bench report")
+    assert (ROOT / "README.md").read_text().count("<!-- bench:") >= 7
     status = main(["bench", "report", "--rows", str(ROOT / "bench" / "results"), "--check", str(ROOT / "README.md")])
     assert status == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_race_of_the_suite_has_a_table(device):
-    runner = pytest.importorskip("wireframe.bench.runner")
+    from wireframe.bench import runner
     from wireframe.bench.race import How
-
-    def held(part, race):
-        return any(
-            table.part == part and race.op in table.ops and re.fullmatch(table.ops[race.op], race.shape)
-            for table in TABLES.values()
-        )  # fmt: skip
 
     how = How(device, small=False, repeats=9, threads=2)
     missing = [
-        race.title for part in ("kernels", "pipeline") for race in runner.races(part, how) if not held(part, race)
+        race.title
+        for part in runner.PARTS
+        for race in runner.races(part, how)
+        if not any(
+            table.holds(SimpleNamespace(part=part, op=race.op, shape=race.shape)) for table in TABLES.values()
+        )
     ]
     assert missing == []
