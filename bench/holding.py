@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wireframe.bench import clocks
 from wireframe.bench.agreement import off_the_reference, relative_error
-from wireframe.bench.names import LEFT_OUT, OURS
+from wireframe.bench.names import LEFT_OUT, is_ours
 from wireframe.bench.race import BACKWARD, FORWARD, GRAPH, How, Race, Rival, Work
 from wireframe.errors import one_line
 
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        return self.rival.provider.startswith(OURS)
+        return is_ours(self.rival.provider)
 
     def enter(self, turn: int, prepare: Callable[[float], None], warm: bool = False) -> Callable[[], Any]:
         """What is to be timed; all around it is not, nor what warms the cache: the same call once before."""

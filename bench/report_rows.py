@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wireframe.bench.names import ABSENT, LEFT_OUT, OURS
+from wireframe.bench.names import ABSENT, LEFT_OUT, OURS, is_ours
 from wireframe.errors import ConfigError, one_line, printable
 from wireframe.files import read_capped
 
@@ -71,7 +71,7 @@ class Row:
     @property
     def of_ours(self) -> bool:
         """Whether it is an implementation of ours, in whichever setting."""
-        return self.provider == OURS or self.provider.startswith(f"{OURS},")
+        return is_ours(self.provider)
 
     @property
     def dirty(self) -> bool:

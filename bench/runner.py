@@ -18,7 +18,7 @@ from unittest import mock
 
 from wireframe.bench import standings, timing
 from wireframe.bench.holding import hold
-from wireframe.bench.names import OURS
+from wireframe.bench.names import is_ours
 from wireframe.bench.race import How, Race
 from wireframe.errors import ConfigError, MissingPackageError
 from wireframe.files import check_target
@@ -74,7 +74,7 @@ class Suite:
         self.rows += found
         lines = [f"\n{race.title}\n", standings.TABLE_HEAD, *map(standings.table_line, found)]
         self._say("\n".join([*lines, *(f"\n{line}" for line in standings.bar_lines(race, found))]))
-        failed = (row for row in found if "failed" in row and row["provider"].startswith(OURS))
+        failed = (row for row in found if "failed" in row and is_ours(row["provider"]))
         ours = [f"{row['provider']}: {row['failed']}" for row in failed]
         assert not ours, f"{race.title}: {'; '.join(ours)}"
 

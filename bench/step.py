@@ -21,7 +21,7 @@ import torch
 
 from wireframe.bench.agreement import off_the_reference, relative_error
 from wireframe.bench.gpus import specified
-from wireframe.bench.names import FIXED, LEFT_OUT, OURS
+from wireframe.bench.names import FIXED, LEFT_OUT, OURS, is_ours
 from wireframe.bench.plain_model import Told
 from wireframe.bench.step_rivals import (
     COMPILED,
@@ -304,5 +304,5 @@ def run(options: argparse.Namespace) -> int:
             rows.append(row)
         # What a CPU takes says nothing about the goals.
         print(*goals(rows if options.device == "cuda" else []), sep="\n", flush=True)
-        failed |= any("failed" in row for row in rows if row["provider"].startswith(OURS))
+        failed |= any("failed" in row for row in rows if is_ours(row["provider"]))
     return int(failed)

@@ -10,7 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 from wireframe.classes import POINT_CLASSES
 from wireframe.errors import ConfigError
+from wireframe.fusion import fuse_views
 from wireframe.graph import GraphConfig, Wireframe, empty_wireframe, merge_vertices, segments_to_wireframe
+from wireframe.sampling import sample_points
+from wireframe.scene import read_scene
+from wireframe.scoring import score_many, summarise
+from wireframe.synth import SynthConfig, make_scene
 from wireframe.train.config import parse_config
 
 NO_POINTS = np.zeros((0, 3), np.float32), np.zeros(0, np.uint8)
@@ -291,3 +296,13 @@ def test_an_impossible_configuration_is_refused_in_one_line(values):
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError):
         read_graph_section([("snap_radius", 1.0)])
+
+
+def test_ground_truth_segments_through_the_graph_step_score_at_least_095():
+    pairs = []
+    for index in range(16):
+        scene = read_scene(make_scene(11, index, SynthConfig()))
+        points, class_id = sample_points(fuse_views(scene)).world_points()
+        found = segments_to_wireframe(scene.vertices[scene.edges], points, class_id)
+        pairs.append((found, Wireframe(scene.vertices, scene.edges)))
+    assert summarise(score_many(pairs, workers=2))["hss"] >= 0.95
