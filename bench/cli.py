@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from pathlib import Path
 
 from wireframe.arguments import add_workers, path, positive, refuse, shared_arguments, threads
 from wireframe.errors import WireframeError
@@ -20,10 +22,11 @@ def bench_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    out = arguments.out
-    # Minutes before it would be written.
-    if out and not check_target(out).parent.is_dir():
-        raise WireframeError(f"{out.parent} is no folder; make it, or give another --out")
+    # Minutes before they would be written.
+    for name in ("out", "json"):
+        target = getattr(arguments, name, None)
+        if target and not check_target(target).parent.is_dir():
+            raise WireframeError(f"{target.parent} is no folder; make it, or give another --{name}")
     return arguments.run_part(arguments)
 
 
@@ -33,7 +36,7 @@ def _timed_arguments(part: argparse.ArgumentParser) -> None:
         help="file for the rows; rows that are there stay in it (default: bench/results/DEVICE.jsonl of a checkout)",
     )  # fmt: skip
     part.add_argument("--small", action="store_true", help="small shapes, to see that it runs; kept with --out alone")
-    part.add_argument("--seconds", type=float, help="after this time compile no further rival")
+    part.add_argument("--seconds", type=_seconds_argument, help="after this time compile no further rival")
     part.add_argument("--backend", default="inductor", help="backend of torch.compile (inductor)")
 
 
@@ -50,7 +53,26 @@ def _suite_arguments(part: argparse.ArgumentParser) -> None:
 def _suite(arguments: argparse.Namespace) -> int:
     from wireframe.bench import runner
 
+    json, out = arguments.json, arguments.out
+    if json and (json.suffix == ".jsonl" or (out and json.resolve() == out.resolve())):
+        raise WireframeError(f"--json {json} would replace a file of rows; give another")
+    _refuse_other_than_rows(out)
     return runner.run(arguments)
+
+
+def _refuse_other_than_rows(out: Path | None) -> None:
+    """Rows are appended, so the file must hold nothing else."""
+    if out and out.exists() and out.stat().st_size:
+        from wireframe.bench.report_rows import read_rows
+
+        read_rows([out])
+
+
+def _seconds_argument(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0, got {text}")
+    return seconds
 
 
 def _step_arguments(part: argparse.ArgumentParser) -> None:
@@ -80,6 +102,7 @@ def _step(arguments: argparse.Namespace) -> int:
     refuse([(arguments.of != "ours", "--of", "without --model"), (arguments.list, "--list", "without --model")])
     from wireframe.bench import step
 
+    _refuse_other_than_rows(arguments.out)
     return step.run(arguments)
 
 

@@ -17,6 +17,11 @@
 set -uo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
+for name in "$@"; do
+    grep -Eq "^(step|by-name) $name [0-9]+ " "${BASH_SOURCE[0]}" && continue
+    echo "$name is no step; steps: $(grep -Eo '^(step|by-name) [a-z0-9-]+' "${BASH_SOURCE[0]}" | cut -d ' ' -f 2 | paste -sd ' ')" >&2
+    exit 2
+done
 OUT=${OUT:-$ROOT/bench/results/gpu_check}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
 cd "$ROOT" || exit 1

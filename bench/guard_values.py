@@ -92,7 +92,10 @@ def _read(path: Path) -> dict[str, Any]:
     """By kind: {"made_with": {...}, "figures": Figures}."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {kind: {key: dict(of[key]) for key in ("made_with", "figures")} for kind, of in values.items()}
+        return {
+            kind: {"made_with": dict(of["made_with"]), "figures": {n: dict(f) for n, f in of["figures"].items()}}
+            for kind, of in values.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WireframeError(f"{path} holds no figures of {COMMAND}") from None
 

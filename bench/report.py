@@ -48,6 +48,12 @@ def run(options: argparse.Namespace) -> int:
     page = options.out or (_PAGE if of_checkout else None)
     if not (plots or page or readme):
         raise ConfigError("--rows needs one of --out, --plots, --readme and --check")
+    sources = {path.resolve() for given in options.rows or [RESULTS] for path in (given, *given.glob("*.jsonl"))}
+    for name, target in (("--out", page), ("--readme", options.readme)):
+        if target and target.resolve() in sources:
+            raise ConfigError(f"{name} {target} would replace the rows; give another")
+    if page and options.readme and page.resolve() == options.readme.resolve():
+        raise ConfigError(f"--out and --readme are both {page}; give two files")
     if plots or page:
         _draw(rows, kept, plots, page)
     if readme:

@@ -21,7 +21,6 @@ from wireframe.bench.holding import hold
 from wireframe.bench.names import is_ours
 from wireframe.bench.race import How, Race
 from wireframe.errors import ConfigError, MissingPackageError
-from wireframe.files import check_target
 
 SUITE = Path(__file__).resolve().parent / "suite"
 PARTS = ("kernels", "pipeline")
@@ -94,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
+    from wireframe.kernels import native
     from wireframe.kernels.determinism import prepare_process
 
     prepare_process()
@@ -107,6 +107,9 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     # An error in them would be one of collecting tests, whose status is that of Ctrl-C.
     held = list(races(options.part, how))
+    if device == "cpu":
+        # Or the reference would be timed under the name of ours.
+        native.module()
     if device == "cuda" and not torch.cuda.is_available():
         for race in held:
             print(*standings.bar_lines(race, []), sep="\n", end="\n" if race.bars else "")
@@ -121,10 +124,8 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or timing.default_out(timing.device_name(device), how.small)
     if out is None and not how.small:
         print("rows are not kept: this is no checkout; give a file by --out")
-    if options.json:
-        check_target(options.json)
     suite = Suite(how, out, lambda line: print(line, flush=True), command)
-    status = _pytest(suite, options.part, options.k, options.json)
+    status = _pytest(suite, options.part, options.k, options.json, getattr(options, "debug", False))
     if status == 5:
         raise ConfigError(f"no race of {options.part} matches -k {options.k!r}")
     if status == 4:
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
     return int(status != 0)
 
 
-def _pytest(suite: Suite, part: str, expression: str | None, json: Path | None) -> int:
+def _pytest(suite: Suite, part: str, expression: str | None, json: Path | None, debug: bool) -> int:
     for module, name in (("pytest", "pytest"), ("pytest_benchmark", "pytest-benchmark")):
         if importlib.util.find_spec(module) is None:
             raise MissingPackageError(f"benchmarks run under {name}, which is not installed; run: pip install {name}")
@@ -146,7 +147,8 @@ def _pytest(suite: Suite, part: str, expression: str | None, json: Path | None) 
     # Of the user's plugins and settings none may come between the calls.
     arguments = [
         str(SUITE / f"test_{part}.py"), f"--rootdir={SUITE}", "-c", str(SUITE / "pytest.ini"), "-qq", "-s",
-        "--tb=short", "--no-header", "--disable-warnings", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin",
+        f"--tb={'short' if debug else 'line'}", "--no-header", "--disable-warnings", "-p", "no:cacheprovider",
+        "-p", "pytest_benchmark.plugin",
         "--benchmark-quiet",
         *(("-k", expression) if expression else ()), *((f"--benchmark-json={json}",) if json else ()),
     ]  # fmt: skip

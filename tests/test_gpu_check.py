@@ -121,6 +121,15 @@ def test_every_call_that_gpu_check_proposes_fits_into_nine_minutes():
     assert os.access(SCRIPT, os.X_OK)
 
 
+def test_gpu_check_refuses_steps_that_it_does_not_have_and_empties_nothing(tmp_path):
+    summary = tmp_path / "results" / "summary.txt"
+    summary.parent.mkdir()
+    summary.write_text("of an earlier call\n")
+    done = run_check(tmp_path, "step1", OUT=str(summary.parent))
+    assert done.returncode == 2 and summary.read_text() == "of an earlier call\n"
+    assert done.stderr.startswith("step1 is no step; steps: machine build ") and " step-1 " in done.stderr
+
+
 def test_gpu_check_adds_to_the_rows_where_steps_are_named(tmp_path):
     rows = tmp_path / "results" / "bench.jsonl"
     rows.parent.mkdir()
