@@ -1,12 +1,10 @@
 """``wireframe bench kernels | pipeline``: what is held as a race, what a row says, what becomes of rivals that fail."""
 
 import json
-import math
 import os
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from wireframe import cli
-from wireframe.bench import clocks, fusion, holding, pipeline, prepare, runner, standings, timing
+from wireframe.bench import clocks, fusion, pipeline, prepare, runner, standings
 from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Bar, How, Race, Rival, Work, package
 from wireframe.cli import main
 from wireframe.errors import WireframeError
@@ -194,23 +192,6 @@ def test_ours_is_not_timed_where_there_is_nothing_to_hold_it_against(monkeypatch
     assert ours["failed"] == "there is nothing to hold it against, the reference: no memory"
 
 
-def test_a_call_that_the_pause_does_not_hide_is_marked_and_short_ones_are_made_before(monkeypatch):
-    calls = []
-    entry = holding.Entry(doubled("ours"))
-    entry.calls = [holding._Call(lambda: calls.append(time.perf_counter()), Work([()], []), 0, FORWARD)]
-    monkeypatch.setattr(holding.clocks, "pause_s", lambda launch_s: 0.02)
-    for hidden, pause, bound in ((True, 0.0, False), (False, 0.03, False), (True, 0.03, True)):
-        entry.hidden = hidden
-        entry.calls[0]._function = lambda pause=pause: (time.sleep(pause), calls.append(pause))
-        entry.enter(0, lambda launch_s: None)()
-        entry.leave()
-        assert entry.host_bound is bound
-    before = len(calls)
-    entry.enter(0, lambda launch_s: None, warm=True)
-    assert len(calls) == before + 1
-    entry.leave()
-
-
 def test_a_part_of_prepare_is_of_the_scene_that_its_whole_runs_beside_it():
     part = prepare.PARTS["prepare: npz"]
     work = prepare._part(part, "small", 3, prepare.SCENE)
@@ -289,99 +270,9 @@ def test_pytest_benchmark_holds_the_race_and_its_report_has_it(monkeypatch, tmp_
         assert row["p50_ms"] == pytest.approx(1e3 * float(np.median(own)), abs=1e-5)
 
 
-def test_a_backward_is_timed_without_its_forward():
-    calls = []
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            calls.append("forward")
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            calls.append("backward")
-            return gradient
-
-    work = Work([(torch.ones(2, requires_grad=True),)], [], [torch.ones(2)])
-    seen = {}
-    for mode in MODES:
-        call = holding._Call(Watched.apply, work, 0, mode)
-        call.prepare()
-        before = len(calls)
-        call()
-        seen[mode] = calls[before:]
-    assert seen == {FORWARD: ["forward"], BACKWARD: ["backward"], BOTH: ["forward", "backward"]}
-
-
-def test_slow_rivals_take_every_second_fourth_turn_and_never_less_than_three():
-    turns = holding.schedule([0.001, 0.05, 60.0], repeats=9, least=0.2, most=6.0)
-    of = [[turn for turn, rival in turns if rival == number] for number in range(3)]
-    assert len(of[0]) == 180 and len(of[1]) >= 9 and 3 <= len(of[2]) < 9
-    assert set(of[2]) <= set(of[1]) <= set(of[0])
-    # No rival always follows the same one.
-    assert holding.schedule([1.0, 1.0, 1.0], 3) == [
-        (0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 0), (2, 2), (2, 0), (2, 1),
-    ]  # fmt: skip
-    assert [turn for turn, _ in turns] == sorted(turn for turn, _ in turns)
-    assert {rival for turn, rival in turns if turn in of[2] and turns[turns.index((turn, rival)) - 1][0] < turn} > {0}
-    assert holding.schedule([1e-6], 2, least=0.0) == [(0, 0), (1, 0)]
-
-
-def test_the_interval_covers_the_ratio_that_is_there_and_pairs_take_out_a_drift():
-    generator, covered, widths = np.random.default_rng(1), 0, {"pairs": 0.0, "apart": 0.0}
-    for _ in range(100):
-        drift = np.linspace(1, 2, 41)
-        ours, theirs = (scale * drift * generator.normal(1, 0.02, 41) for scale in (1.0, 1.5))
-        found = timing.paired_ratio(theirs, ours)
-        assert found["low"] <= found["p50"] <= found["high"]
-        covered += found["low"] <= 1.5 <= found["high"]
-        apart = timing.paired_ratio(generator.permutation(theirs), ours)
-        for name, interval in (("pairs", found), ("apart", apart)):
-            widths[name] += interval["high"] - interval["low"]
-    assert 85 <= covered <= 100 and 3 * widths["pairs"] < widths["apart"]
-    assert timing.paired_ratio(6 * [3.0], 6 * [2.0]) == {"p50": 1.5, "low": 1.5, "high": 1.5}
-    # Between the least and the largest of a few is no interval.
-    assert timing.paired_ratio(5 * [3.0], 5 * [2.0]) == {"p50": 1.5, "low": None, "high": None}
-
-
-def test_errors_are_relative_and_other_shapes_are_infinitely_wrong():
-    a, masked = torch.tensor([3.0, 4.0]), torch.tensor([3.0, -math.inf])
-    assert holding.relative_error([a, 2 * a], [a, a]) == 1 and holding.relative_error(a, a[None]) == math.inf
-    assert holding.relative_error(masked, masked) == 0 and holding.relative_error(masked, a) == math.inf
-    assert holding.relative_error(a, masked) == math.inf == holding.relative_error(-masked, masked)
-    assert holding.relative_error([a], [a, a]) == math.inf
-    assert holding.relative_error(np.array([1, 2]), torch.tensor([1, 2])) == 0
-
-
-def test_arrays_by_name_are_compared_and_nothing_to_compare_is_no_agreement():
-    a = torch.tensor([3.0, 4.0])
-    assert holding.relative_error({"x": a, "n": 2}, {"n": 2, "x": a}) == 0
-    assert holding.relative_error({"x": 2 * a}, {"x": a}) == 1 == holding.relative_error(4, 2)
-    assert holding.relative_error({}, {}) == holding.relative_error("b", "b") == math.inf
-
-
 def test_a_rival_takes_part_in_its_modes_alone(monkeypatch, tmp_path):
     race = a_race(doubled("ours"), doubled("a", modes=(BACKWARD, BOTH)), doubled("b", modes=(FORWARD,)))
     assert [row["provider"] for row in held(monkeypatch, tmp_path, race)[1]] == ["ours", "b"]
-
-
-@pytest.mark.parametrize(("cache", "calls"), [("warm", 2), ("cold", 1)])
-def test_what_is_timed_warm_has_run_on_its_set_just_before(cache, calls):
-    seen = []
-    entry = holding.Entry(doubled("ours"))
-    entry.calls = [holding._Call(lambda x: seen.append(x), Work([(5,)], []), 0, FORWARD)]
-    entry.enter(0, lambda launch: seen.append("timed from here"), cache == "warm")()
-    assert seen == [5, "timed from here", 5][2 - calls :]
-
-
-def test_the_device_waits_twice_as_long_as_the_host_launches(monkeypatch):
-    cycles = []
-    monkeypatch.setattr(torch.cuda, "_sleep", cycles.append, raising=False)
-    for launch in (1e-5, 0.01, 0.04, 3.0):
-        clocks.preparation("cuda", False, "warm")(launch)
-    assert cycles == [6_000_000, 40_000_000, 160_000_000, 200_000_000]
-    assert [clocks.too_long(launch) for launch in (0.01, 0.04, 3.0)] == [False, False, True]
 
 
 def test_compiled_rivals_may_all_run_their_backward_again():

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from bench_rows import made
 
@@ -85,3 +86,20 @@ def test_rows_behind_a_broken_line_are_lines_of_their_own(tmp_path):
     kept = path.read_text().splitlines()
     path.write_text("\n".join([*kept[:2], kept[3]]))
     assert len(read_rows([path])) == 3
+
+
+def test_the_interval_covers_the_ratio_that_is_there_and_pairs_take_out_a_drift():
+    generator, covered, widths = np.random.default_rng(1), 0, {"pairs": 0.0, "apart": 0.0}
+    for _ in range(100):
+        drift = np.linspace(1, 2, 41)
+        ours, theirs = (scale * drift * generator.normal(1, 0.02, 41) for scale in (1.0, 1.5))
+        found = timing.paired_ratio(theirs, ours)
+        assert found["low"] <= found["p50"] <= found["high"]
+        covered += found["low"] <= 1.5 <= found["high"]
+        apart = timing.paired_ratio(generator.permutation(theirs), ours)
+        for name, interval in (("pairs", found), ("apart", apart)):
+            widths[name] += interval["high"] - interval["low"]
+    assert 85 <= covered <= 100 and 3 * widths["pairs"] < widths["apart"]
+    assert timing.paired_ratio(6 * [3.0], 6 * [2.0]) == {"p50": 1.5, "low": 1.5, "high": 1.5}
+    # Between the least and the largest of a few is no interval.
+    assert timing.paired_ratio(5 * [3.0], 5 * [2.0]) == {"p50": 1.5, "low": None, "high": None}
