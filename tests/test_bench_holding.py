@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wireframe.bench import clocks, holding
-from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Rival, Work
+from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, How, Race, Rival, Work
 
 
 def test_a_backward_is_timed_without_its_forward():
@@ -66,7 +66,38 @@ def test_arrays_by_name_are_compared_and_nothing_to_compare_is_no_agreement():
     assert holding.relative_error({}, {}) == holding.relative_error("b", "b") == math.inf
 
 
-def test_a_call_that_the_pause_does_not_hide_is_marked_and_short_ones_are_made_before(monkeypatch):
+class Benchmark:
+    """What ``hold`` asks of pytest-benchmark's fixture; nothing is timed."""
+
+    stats = None
+
+    def pedantic(self, target, setup, teardown, warmup_rounds, rounds):
+        for _ in range(warmup_rounds + rounds):
+            arguments, _ = setup()
+            target(*arguments)
+            teardown(*arguments)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_short_call_on_a_cpu_is_made_once_before_it_is_timed(monkeypatch, short):
+    calls, at = [], []
+    monkeypatch.setattr(holding, "_LEAST_S", 0.0)
+    if not short:
+        monkeypatch.setattr(holding, "_SHORT_S", 0.0)
+
+    def run(x):
+        calls.append(1)
+        return x
+
+    benchmark = Benchmark()
+    pedantic = benchmark.pedantic
+    benchmark.pedantic = lambda *a, **how: (at.append(len(calls)), pedantic(*a, **how))
+    race = Race("op", FORWARD, "1", {}, "float32", lambda: Work([(torch.ones(1),)], [Rival("ours", lambda: run)]))
+    holding.hold(race, benchmark, How(small=False, repeats=4))
+    assert len(calls) - at[0] == (2 + 4) * (2 if short else 1)
+
+
+def test_a_call_that_the_pause_does_not_hide_is_marked(monkeypatch):
     calls = []
     entry = holding.Entry(Rival("ours", lambda: None))
     entry.calls = [holding._Call(lambda: calls.append(time.perf_counter()), Work([()], []), 0, FORWARD)]
@@ -77,10 +108,6 @@ def test_a_call_that_the_pause_does_not_hide_is_marked_and_short_ones_are_made_b
         entry.enter(0, lambda launch_s: None)()
         entry.leave()
         assert entry.host_bound is bound
-    before = len(calls)
-    entry.enter(0, lambda launch_s: None, warm=True)
-    assert len(calls) == before + 1
-    entry.leave()
 
 
 def test_the_device_waits_twice_as_long_as_the_host_launches(monkeypatch):

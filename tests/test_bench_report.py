@@ -109,6 +109,16 @@ def test_parts_have_their_share_and_growth_is_no_part(tmp_path):
     assert len(table.splitlines()) == 2 + 2 + 3 and "threads |" not in table
 
 
+def test_a_ratio_of_two_runs_is_marked_in_every_table(tmp_path):
+    other = {"date": "2026-11-27 10:00 UTC", "ratio": None}
+    for name, rows, marked in (
+        ("attention", attention(), "5, 2.50 x‡"), ("pipeline", pipeline(), "NumPy reference: 75, 7.50 x‡"),
+        ("prepare", pipeline(), "| 4000 | 2.00 x‡ |"), ("step", steps(), "| 2.00 x‡ |"),
+    ):  # fmt: skip
+        apart = [row if row["provider"] == "ours" else {**row, **other} for row in rows]
+        assert marked in table_of(name, apart, tmp_path) and "‡" not in table_of(name, rows, tmp_path), name
+
+
 def test_prepare_is_in_scenes_a_second(tmp_path):
     table = table_of("prepare", pipeline(), tmp_path)
     assert "| ours | 48 scenes, full size | 24 | 2000 |  |" in table

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from wireframe import cli
-from wireframe.bench import clocks, fusion, pipeline, prepare, runner, standings
+from wireframe.bench import clocks, fusion, pipeline, prepare, runner, standings, timing
+from wireframe.bench.names import LEFT_OUT
 from wireframe.bench.race import BACKWARD, BOTH, FORWARD, MODES, Bar, How, Race, Rival, Work, package
 from wireframe.cli import main
 from wireframe.errors import WireframeError
@@ -352,6 +353,19 @@ def test_bars_are_held_against_the_fastest_form_of_a_rival():
         "not measured yet",
     ]  # fmt: skip
     assert all(line.endswith("not measured yet") for line in standings.bar_lines(race, []))
+    # Met, for all that is known.
+    late = {**row, "provider": "flash, norm", "p50_ms": None, "failed": LEFT_OUT}
+    assert standings.bar_lines(race, [*rows, late])[3].endswith(
+        "measured 0.8: met, without flash, norm, for which the time was over"
+    )
+
+
+def test_a_disabled_fixture_and_rows_that_nobody_keeps_are_said(monkeypatch, tmp_path, capsys):
+    assert "pytest-benchmark is disabled" in standings.table_line({"provider": "ours", **timing.percentiles([])})
+    monkeypatch.setattr(timing, "commit", lambda: "unknown")
+    monkeypatch.setattr(runner, "races", lambda part, how: [a_race(doubled("ours"))])
+    assert main(["bench", "kernels", "--device", "cpu", "--threads", "1", "--repeats", "1"]) == 0
+    assert "rows are not kept: this is no checkout; give a file by --out" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_absent_is_said_with_the_bars_that_wait_for_it(tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from wireframe.bench.step_aten import (
     PRODUCTS,
     REDUCTION,
     TRANSPORT,
+    reduced,
 )
 from wireframe.bench.step_fusion import fused
 from wireframe.bench.step_trace import AROUND, BACKWARD, FORWARD, LOSS, UPDATE, Trace
@@ -380,3 +381,9 @@ def test_ours_needs_triton(monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "_TRITON_INSTALLED", False)
     assert main(["bench", "step", "--model"]) == 2
     assert "pip install triton" in capsys.readouterr().err
+
+
+def test_the_backward_of_a_norm_sums_over_the_last_axes_whose_lengths_it_is_given():
+    x = torch.empty(2, 3, 256, device="meta")
+    assert reduced("native_layer_norm_backward", (x, x, [256], x, x), {}) == ((2, 3, 256), (2,))
+    assert reduced("_fused_rms_norm_backward", (x, x, [3, 256], x), {}) == ((2, 3, 256), (1, 2))

@@ -198,7 +198,7 @@ WIREFRAME_INLINE void norm_rows_backward(const NormGradients& in) {
 
 struct Heads {
   const Rows<const float>&x, *dout;
-  const float* scales;          // nullptr: all 1
+  const float* scales;           // nullptr: all 1
   const Rows<const bool>* mask;  // nullptr: all true
   const Rows<float>& out;        // or the gradient of x
   float* dscales;
